@@ -1,0 +1,8 @@
+"""Optimizers for PyTorch as pure functions `(params, grads, state, hparams) -> (params, state)` over pytrees."""
+
+from funcopt.core import PureOptimizer, Slot, rule
+from funcopt.hyper import Number, fraction, nonnegative
+from funcopt.rules import adam, adamw, sgd
+
+__all__ = ["Number", "PureOptimizer", "Slot", "adam", "adamw", "fraction", "nonnegative", "rule", "sgd"]
+__version__ = "0.1.0"

@@ -1,0 +1,362 @@
+"""Who runs a rule where.
+
+| backend | what runs |
+|---|---|
+| eager   | the rule, by torch, leaf by leaf; inside torch.func and torch.compile this is what they trace |
+| compile | the rule compiled by Inductor: one call a leaf, compiled once whatever its size |
+| triton  | the rule as one Triton launch for all leaves of a dtype; its derivatives are the rule's |
+| auto    | triton on a GPU; on the CPU compile for large leaves, where there is a compiler, and eager for the rest |
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+import types
+import warnings
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcopt.hyper import suggest
+
+__all__ = ["BACKENDS", "Work", "check", "check_name", "interpreted", "run", "unavailable"]
+
+BACKENDS = ("auto", "triton", "compile", "eager")
+
+# A compiled call costs more than it saves on a leaf with fewer elements than the first, and a compilation on a step
+# with fewer than the second in all.
+COMPILE_LEAF, COMPILE_STEP = 2**16, 2**22
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step has to do: lists of one entry a leaf. The leaves have been checked, and each has a gradient.
+
+    `slots` has a list for each slot that the rule declares, None for one not in use. `coefficients` has the distinct
+    sets of scalars, and `rows` the one that each leaf takes. `donate` lets the results overwrite params and slots.
+    """
+
+    update: Callable[..., Any]
+    flags: tuple[bool, ...]
+    params: list[Tensor]
+    grads: list[Tensor]
+    slots: list[list[Tensor] | None]
+    coefficients: list[tuple[Any, ...]]
+    rows: list[int]
+    donate: bool
+
+    def of(self, members: list[int]) -> "Work":
+        """The part of the work that concerns these leaves."""
+        if len(members) == len(self.params):
+            return self
+        pick = lambda values: [values[i] for i in members]  # noqa: E731
+        return replace(
+            self,
+            params=pick(self.params),
+            grads=pick(self.grads),
+            slots=[None if slot is None else pick(slot) for slot in self.slots],
+            rows=pick(self.rows),
+        )
+
+    def slots_of(self, leaf: int) -> list[Tensor | None]:
+        """One leaf's state, None for a slot not in use."""
+        return [None if slot is None else slot[leaf] for slot in self.slots]
+
+
+Result = tuple[list[Tensor], list[list[Tensor] | None]]
+
+
+# ---- what there is --------------------------------------------------------------------------------------------------
+
+
+def check_name(backend: str) -> str:
+    """The name, if it is a backend's; else ValueError."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown; {suggest(str(backend), BACKENDS)}")
+    return backend
+
+
+def check(backend: str, device: torch.device) -> None:
+    """Raise ValueError, with the reason, where a backend does not run on a device here."""
+    if reason := unavailable(backend, device):
+        raise ValueError(f"backend={backend!r} cannot update parameters on {device.type} here: {reason}")
+
+
+def unavailable(backend: str, device: torch.device) -> str | None:
+    """Why a backend does not run on a device here; None where it does."""
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed; pip install 'funcopt[triton]'"
+        if device.type == "cpu" and not interpreted():
+            return (
+                "Triton needs a GPU, or its interpreter (slow, for tests), which TRITON_INTERPRET=1 in the environment "
+                "switches on; backend='compile' is the fast one for the CPU"
+            )
+        if device.type not in ("cpu", "cuda"):
+            return f"the kernel runs on CUDA and ROCm devices, not on {device.type}; choose 'compile' or 'eager'"
+    if backend == "compile" and device.type == "cpu" and not _has_compiler():
+        return "Inductor needs a C++ compiler; install g++ or clang++ or set CXX, or choose backend='eager'"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter is switched on in the environment."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++", "cl") if name)
+
+
+@functools.cache
+def _compiles(device_type: str) -> bool:
+    """Whether auto may compile for a device; says once why it does not."""
+    reason = unavailable("compile", torch.device(device_type))
+    if reason is not None:
+        warnings.warn(f"large parameters are updated without compiled code: {reason}", RuntimeWarning, stacklevel=2)
+    return reason is None
+
+
+# ---- the choice -----------------------------------------------------------------------------------------------------
+
+
+def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables: dict[Hashable, Any] | None) -> Result:
+    """Do the work on the backend chosen.
+
+    Args:
+        traced: torch.compile or another tracer is looking on: the rule must be run by torch.
+        differentiated: somebody may ask for a derivative.
+        tables: what a kernel launch may use again at the next step; None keeps nothing.
+    """
+    if traced:
+        return _run_eager(work)
+    runners = {
+        "eager": _run_eager,
+        "compile": _run_compiled,
+        "triton": _run_differentiable if differentiated else functools.partial(_launch, tables=tables),
+    }
+    parts: dict[str, list[int]] = {}
+    large = sum(p.numel() for p in work.params) >= COMPILE_STEP
+    scalar = [all(not isinstance(c, Tensor) or c.dim() == 0 for c in cs) for cs in work.coefficients]
+    for leaf, p in enumerate(work.params):
+        name = backend if backend != "auto" else _best(p, large, differentiated)
+        if backend != "auto":
+            check(name, p.device)
+        if not scalar[work.rows[leaf]] or (name == "compile" and differentiated):
+            name = "eager"  # numbers that differ within a leaf, and derivatives by autograd: the rule, run by torch
+        parts.setdefault(name, []).append(leaf)
+    if len(parts) == 1:
+        return runners[name](work)
+    params: list[Any] = [None] * len(work.params)
+    slots: list[Any] = [None if slot is None else [None] * len(params) for slot in work.slots]
+    for name, members in parts.items():
+        new_params, new_slots = runners[name](work.of(members))
+        for part, leaf in enumerate(members):
+            params[leaf] = new_params[part]
+            for slot, new in zip(slots, new_slots, strict=True):
+                if new is not None:
+                    slot[leaf] = new[part]
+    return params, slots
+
+
+def _best(p: Tensor, large: bool, differentiated: bool) -> str:
+    if p.device.type == "cuda":
+        return "eager" if unavailable("triton", p.device) else "triton"
+    if large and not differentiated and p.numel() >= COMPILE_LEAF and p.device.type == "cpu" and _compiles("cpu"):
+        return "compile"
+    return "eager"
+
+
+# ---- torch ----------------------------------------------------------------------------------------------------------
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic for parameters of a dtype: float64 for float64, float32 for all below."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _run_eager(work: Work) -> Result:
+    casts: dict[tuple[int, torch.dtype, torch.device], tuple[Any, ...]] = {}
+    params: list[Tensor] = []
+    slots: list[Any] = [None if slot is None else [] for slot in work.slots]
+    for leaf, p in enumerate(work.params):
+        key = (work.rows[leaf], p.dtype, p.device)
+        if key not in casts:
+            casts[key] = _cast(work.coefficients[work.rows[leaf]], p)
+        state = work.slots_of(leaf)
+        new_p, new_state = apply(work.update, p, work.grads[leaf], state, casts[key], work.flags)
+        if work.donate:
+            new_p, new_state = _overwrite(p, new_p), map(_overwrite, state, new_state)
+        params.append(new_p)
+        for slot, value in zip(slots, new_state, strict=True):
+            if slot is not None:
+                slot.append(value)
+    return params, slots
+
+
+def apply(
+    update: Callable[..., Any], p: Tensor, g: Tensor, slots: Iterable[Tensor | None], c: tuple[Any, ...], flags: tuple[bool, ...]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The update equation on one leaf, in the dtype of its arithmetic; the results have the dtypes of p and slots."""
+    slots = list(slots)
+    dtype = compute_dtype(p.dtype)
+    new_p, new_slots = update(p.to(dtype), g.to(dtype), *(s if s is None else s.to(dtype) for s in slots), c, *flags)
+    return new_p.to(p.dtype), [n if s is None else n.to(s.dtype) for s, n in zip(slots, new_slots, strict=True)]
+
+
+def _cast(coefficients: tuple[Any, ...], p: Tensor) -> tuple[Any, ...]:
+    """The coefficients as p's arithmetic takes them. A 0-d tensor on the CPU may stay there, unless it is batched."""
+
+    def cast(c: Any) -> Any:
+        if not isinstance(c, Tensor):
+            return c
+        stays = c.dim() == 0 and (torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(c))
+        return c.to(dtype=compute_dtype(p.dtype), device=None if stays else p.device)
+
+    return type(coefficients)(*map(cast, coefficients))
+
+
+def _overwrite(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    return None if old is None or new is None else old.copy_(new)
+
+
+# ---- Inductor -------------------------------------------------------------------------------------------------------
+
+
+def _run_compiled(work: Work) -> Result:
+    if not work.donate:
+        work = replace(
+            work,
+            params=[p.clone() for p in work.params],
+            slots=[None if slot is None else [s.clone() for s in slot] for slot in work.slots],
+        )
+    fields = type(work.coefficients[0])
+    rows = [torch.tensor([float(c) for c in cs], dtype=torch.float64) for cs in work.coefficients]
+    for leaf, p in enumerate(work.params):
+        state = work.slots_of(leaf)
+        flat = _flat(p, work.grads[leaf], state)
+        if flat is None:
+            new_p, new_state = apply(work.update, p, work.grads[leaf], state, _cast(work.coefficients[work.rows[leaf]], p), work.flags)
+            _overwrite(p, new_p)
+            for old, new in zip(state, new_state, strict=True):
+                _overwrite(old, new)
+            continue
+        dtypes = (p.dtype, *(None if s is None else s.dtype for s in state))
+        _compiled(work.update, work.flags, fields, dtypes)(*flat, rows[work.rows[leaf]])
+    return work.params, work.slots
+
+
+def _flat(p: Tensor, g: Tensor, slots: list[Tensor | None]) -> list[Any] | None:
+    """One-dimensional views of tensors that lie in memory alike, without gaps; None where they do not, or are tiny."""
+    if p.numel() < 2 or not all(t is None or t.is_contiguous() for t in (p, g, *slots)):
+        return None
+    return [p.view(-1), g.view(-1), [None if s is None else s.view(-1) for s in slots]]
+
+
+@functools.cache
+def _compiled(update: Callable[..., Any], flags: tuple[bool, ...], fields: Any, dtypes: tuple[Any, ...]) -> Callable[..., None]:
+    def in_place(p: Tensor, g: Tensor, slots: list[Tensor | None], row: Tensor) -> None:
+        c = fields(*row.to(compute_dtype(p.dtype)).unbind())
+        new_p, new_slots = apply(update, p, g, slots, c, flags)
+        p.copy_(new_p)
+        for old, new in zip(slots, new_slots, strict=True):
+            _overwrite(old, new)
+
+    # Dynamo counts recompilations by code object: a copy of its own keeps one rule's from counting as another's.
+    own = types.FunctionType(in_place.__code__.replace(), globals(), update.__name__, closure=in_place.__closure__)
+    return torch.compile(own, dynamic=True, fullgraph=True)
+
+
+# ---- Triton ---------------------------------------------------------------------------------------------------------
+
+
+def _launch(work: Work, tables: dict[Hashable, Any] | None = None) -> Result:
+    from funcopt.kernels import launch  # here, so that importing funcopt does not import Triton
+
+    return launch.step(work, tables)
+
+
+def _run_differentiable(work: Work) -> Result:
+    """A launch whose every derivative is the rule's: see `_Launch`."""
+    rows = [torch.stack([torch.as_tensor(c, dtype=torch.float64) for c in cs]) for cs in work.coefficients]
+    used = [slot for slot in work.slots if slot is not None]
+    out = _Launch.apply(work, torch.stack(rows), *work.params, *work.grads, *(s for slot in used for s in slot))
+    return _unpack(work, list(out))
+
+
+class _Launch(torch.autograd.Function):
+    """The kernel computes the value; the rule, run by torch, supplies every derivative, of any order.
+
+    Takes the work for its structure, the coefficients as a (sets, fields) float64 tensor, and the params, the grads and
+    the slots in use, one list behind the other; gives the new params and slots so.
+    """
+
+    @staticmethod
+    def forward(work: Work, table: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return _pack(_launch(_refill(work, table, tensors)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.work, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def rule(work: Work) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda table, *tensors: _pack(_run_eager(_refill(work, table, tensors)))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        _, pull = torch.func.vjp(_Launch.rule(ctx.work), *ctx.saved_tensors)
+        return None, *pull(cotangents)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
+        primals = ctx.saved_tensors
+        filled = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents, strict=True))
+        return torch.func.jvp(_Launch.rule(ctx.work), primals, filled)[1]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], work: Work, table: Tensor, *tensors: Tensor) -> Any:
+        _, table_dim, *dims = in_dims
+        if table_dim is not None:  # numbers that differ from one element of the batch to the next: the rule, by torch
+            out = torch.vmap(_Launch.rule(work), (table_dim, *dims))(table, *tensors)
+        else:
+            batch = [
+                t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
+                for t, d in zip(tensors, dims, strict=True)
+            ]
+            out = _Launch.apply(work, table, *batch)
+        return out, (0,) * len(out)
+
+
+def _refill(work: Work, table: Tensor, tensors: tuple[Tensor, ...]) -> Work:
+    """The work with other tensors in it, as `_Launch` has them."""
+    n = len(work.params)
+    parts = [list(tensors[i : i + n]) for i in range(0, len(tensors), n)]
+    used = iter(parts[2:])
+    fields = type(work.coefficients[0])
+    return replace(
+        work,
+        params=parts[0],
+        grads=parts[1],
+        slots=[None if slot is None else next(used) for slot in work.slots],
+        coefficients=[fields(*row.unbind()) for row in table.unbind()],
+        donate=False,
+    )
+
+
+def _pack(result: Result) -> tuple[Tensor, ...]:
+    params, slots = result
+    return (*params, *(s for slot in slots if slot is not None for s in slot))
+
+
+def _unpack(work: Work, flat: list[Tensor]) -> Result:
+    n = len(work.params)
+    used = iter([flat[i : i + n] for i in range(n, len(flat), n)])
+    return flat[:n], [None if slot is None else next(used) for slot in work.slots]

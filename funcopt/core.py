@@ -1,0 +1,309 @@
+"""From a rule to a pure optimizer: `(params, grads, state, hparams) -> (params, state)` over pytrees.
+
+A rule is one algorithm, written once: its numbers, its state, and two functions.
+
+- `coefficients(t, **hparams)` works out, once a step and in float64, the scalars that the equation needs from the step
+  number t = 1, 2, … and the hyperparameters (bias corrections, lr·weight_decay), as a dict.
+- `update(p, g, *slots, c, *flags)` is the equation for one element. `c` has the coefficients as attributes; a slot that
+  is not in use is None, and is returned as None. It may use arithmetic, comparisons, `if` on flags and on `is None`,
+  other such functions, and `funcopt.ops`; it returns `(p, (slots…))`.
+"""
+
+import inspect
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcopt import backends, hyper, tree
+from funcopt.step import Leaves, step
+
+__all__ = ["PureOptimizer", "Rule", "Slot", "rule"]
+
+Tree = Any
+State = dict[str, Tree]
+
+
+def count_dtype() -> torch.dtype:
+    """The dtype of a step count, as torch.optim has it."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A state tensor of each parameter's shape: its torch.optim name, and the flag or hyperparameter it depends on.
+
+    With `when` the slot exists only where that flag is set, or where that number is not the Python number 0.
+    """
+
+    name: str
+    when: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """One algorithm as data. `funcopt.rule` makes one and wraps it in the factory that users call."""
+
+    name: str
+    hparams: hyper.Spec
+    slots: tuple[Slot, ...]
+    coefficients: Callable[..., dict[str, Any]]
+    update: Callable[..., Any]
+    flags: Mapping[str, bool]
+    check: Callable[[Mapping[str, Any], Mapping[str, bool]], str | None] | None
+    Coefficients: Any  # the NamedTuple in which `update` sees what `coefficients` returns
+
+    def validate(self, given: Mapping[str, Any], flags: Mapping[str, bool]) -> dict[str, Any]:
+        """A full set of hparams from some, each in its range and fit for the others; raises TypeError or ValueError."""
+        complete = hyper.validate(self.name, self.hparams, given)
+        if self.check is not None and (problem := self.check(complete, flags)):
+            raise ValueError(problem)
+        return complete
+
+    def slots_for(self, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> list[str]:
+        """The names of the slots that these numbers and flags need, in the order of declaration."""
+        return [slot.name for slot in self.slots if slot.when is None or _is_set(slot.when, {**numbers, **flags})]
+
+
+def _is_set(name: str, choices: Mapping[str, Any]) -> bool:
+    return any(isinstance(leaf, Tensor) or leaf != 0 for leaf in tree.flatten(choices.get(name, 0))[0])
+
+
+def _check_params(leaves: Sequence[Any], params: Tree) -> None:
+    for index, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{tree.paths(params, 'params')[index]} is a {type(leaf).__name__}; params holds tensors only")
+        if not leaf.dtype.is_floating_point:
+            raise TypeError(
+                f"{tree.paths(params, 'params')[index]} has dtype {leaf.dtype}; an optimizer updates floating-point tensors"
+            )
+
+
+def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"{tree.paths(params, root)[index]} is a {type(leaf).__name__}; a tensor is needed")
+    if leaf.shape != p.shape or leaf.device != p.device:
+        path = tree.paths(params, "")[index]
+        raise ValueError(
+            f"{root}{path} has shape {tuple(leaf.shape)} on {leaf.device}, "
+            f"but params{path} has shape {tuple(p.shape)} on {p.device}"
+        )
+
+
+def rule(
+    name: str,
+    *,
+    hparams: hyper.Spec,
+    slots: Sequence[Slot | str] = (),
+    coefficients: Callable[..., dict[str, Any]],
+    update: Callable[..., Any],
+    flags: Mapping[str, bool] | None = None,
+    check: Callable[[Mapping[str, Any], Mapping[str, bool]], str | None] | None = None,
+    doc: str | None = None,
+) -> Callable[..., "PureOptimizer"]:
+    """Make an algorithm: returns the factory `(*, flag=…, backend="auto") -> PureOptimizer`.
+
+    Args:
+        name: what the factory is called, and what error messages say.
+        hparams: each number's name and its `Number` (default, range, name in errors), or a tuple of them (`betas`).
+        slots: the state tensors, in the order in which `update` takes and returns them.
+        coefficients: `(t, **hparams) -> dict` of scalars, see this module's docstring.
+        update: `(p, g, *slots, c, *flags) -> (p, slots)`, see this module's docstring.
+        flags: structural choices and their defaults, in the order in which `update` takes them.
+        check: `(hparams, flags) -> None`, or what is wrong with this combination of otherwise valid numbers.
+        doc: the factory's docstring.
+
+    A rule's functions must have their source in a file (or a notebook cell): Triton reads it.
+    """
+    made = Rule(
+        name=name,
+        hparams=dict(hparams),
+        slots=tuple(Slot(slot) if isinstance(slot, str) else slot for slot in slots),
+        coefficients=coefficients,
+        update=update,
+        flags=dict(flags or {}),
+        check=check,
+        Coefficients=_coefficients_type(name, hparams, coefficients),
+    )
+    _check_update(made)
+
+    def factory(*, backend: str = "auto", **choices: bool) -> PureOptimizer:
+        return PureOptimizer(made, _flags(made, choices), backends.check_name(backend))
+
+    parameters = [inspect.Parameter(f, inspect.Parameter.KEYWORD_ONLY, default=d) for f, d in made.flags.items()]
+    parameters.append(inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto"))
+    factory.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    factory.__name__ = factory.__qualname__ = name
+    factory.__module__ = update.__module__
+    factory.__doc__ = doc
+    factory.rule = made  # type: ignore[attr-defined]
+    return factory
+
+
+def _coefficients_type(name: str, spec: hyper.Spec, coefficients: Callable[..., dict[str, Any]]) -> Any:
+    wanted = list(inspect.signature(coefficients).parameters)[1:]
+    if sorted(wanted) != sorted(spec):
+        raise TypeError(f"{name}: coefficients takes (t, {', '.join(spec)}); got (…, {', '.join(wanted)})")
+    fields = list(coefficients(1.0, **hyper.validate(name, spec, {})))
+    # Triton's cache of compiled kernels goes by the name of such a type: different fields, different name.
+    return namedtuple("_".join(["Coefficients", *fields]), fields)
+
+
+def _check_update(made: Rule) -> None:
+    update = list(inspect.signature(made.update).parameters)
+    expected = 2 + len(made.slots) + 1 + len(made.flags)
+    if len(update) != expected or update[expected - len(made.flags) :] != list(made.flags):
+        slots = [slot.name for slot in made.slots]
+        raise TypeError(
+            f"{made.name}: update takes ({', '.join(['p', 'g', *slots, 'c', *made.flags])}), the flags under these names "
+            f"and the rest under names of your own; got ({', '.join(update)})"
+        )
+
+
+def _flags(made: Rule, choices: Mapping[str, bool]) -> dict[str, bool]:
+    for flag, value in choices.items():
+        if flag not in made.flags:
+            hint = f"; {flag} is a number: pass it to opt.hparams({flag}=…)" if flag in made.hparams else ""
+            raise TypeError(f"{made.name} has no flag {flag!r}; {hyper.suggest(flag, [*made.flags, 'backend'])}{hint}")
+        if not isinstance(value, bool):
+            raise TypeError(f"{made.name}: {flag} takes True or False; got {value!r}")
+    return {flag: choices.get(flag, default) for flag, default in made.flags.items()}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PureOptimizer:
+    """A rule with its flags chosen: three pure functions, `hparams`, `init` and the step itself."""
+
+    rule: Rule
+    flags: Mapping[str, bool]
+    backend: str = "auto"
+
+    def __repr__(self) -> str:
+        choices = [f"{name}={value}" for name, value in self.flags.items()]
+        return f"funcopt.{self.rule.name}({', '.join([*choices, f'backend={self.backend!r}'])})"
+
+    def hparams(self, **numbers: Any) -> dict[str, Any]:
+        """The hyperparameters as a plain dict: the numbers given, the rule's defaults for the rest.
+
+        Args:
+            **numbers: each a float, a floating-point tensor (0-d, or broadcastable to the parameters it is for), or a
+                pytree of either that is a prefix of params: one learning rate per layer, one per weight. `betas` takes
+                a pair of such.
+
+        Raises:
+            TypeError: an unknown name (the message has the closest spelling), or a value that is no number.
+            ValueError: a number out of its range. Tensors are looked at on the CPU only, outside of transforms.
+        """
+        return self.rule.validate(numbers, self.flags)
+
+    def init(
+        self,
+        params: Tree,
+        hparams: Mapping[str, Any] | None = None,
+        *,
+        slot_dtype: torch.dtype | None = None,
+        capturable: bool = False,
+    ) -> State:
+        """The state before the first step: a plain dict from slot name to a tree like params.
+
+        `state["step"]` has each parameter's number of steps, 0-d float32 (float64 where that is the default dtype) on
+        the CPU; the other slots are zeros of each parameter's shape, layout and device. Parameters whose counts are
+        equal share one count tensor. No step writes to it, unless it is donated.
+
+        Args:
+            params: a pytree of floating-point tensors.
+            hparams: from `self.hparams`; the defaults if left out. Some slots exist only for some numbers: SGD keeps
+                `momentum_buffer` where momentum is not the number 0.
+            slot_dtype: dtype of the slots, such as torch.float32 under bfloat16 parameters; each parameter's own if
+                left out.
+            capturable: keep the step count on the parameters' device, so that a CUDA graph may capture the step.
+        """
+        leaves, spec = tree.flatten(params)
+        _check_params(leaves, params)
+        numbers = self.hparams() if hparams is None else hparams
+        counts: dict[torch.device, Tensor] = {}
+        for leaf in leaves:
+            device = leaf.device if capturable else torch.device("cpu")
+            if device not in counts:
+                counts[device] = torch.zeros((), dtype=count_dtype(), device=device)
+        step = [counts[leaf.device if capturable else torch.device("cpu")] for leaf in leaves]
+        return {"step": tree.unflatten(step, spec)} | {
+            name: tree.unflatten([torch.zeros_like(leaf, dtype=slot_dtype).detach() for leaf in leaves], spec)
+            for name in self.rule.slots_for(numbers, self.flags)
+        }
+
+    def __call__(
+        self, params: Tree, grads: Tree, state: State, hparams: Mapping[str, Any], *, donate: bool = False
+    ) -> tuple[Tree, State]:
+        """One step: the new params and the new state, of the same structure, shapes, dtypes and devices.
+
+        Differentiable in everything that is a tensor, and usable under every torch.func transform and torch.compile.
+
+        Args:
+            params: a pytree of floating-point tensors.
+            grads: a tree like params of tensors of each parameter's shape, dtype and device, or None: a parameter
+                without a gradient is returned as it is, with its slots and its step count. None may stand for a subtree.
+            state: from `init` or an earlier step.
+            hparams: from `self.hparams`; see there.
+            donate: give up params and state: the step may write its results into them. Ignored where a derivative is
+                wanted.
+
+        Raises:
+            ValueError, TypeError: a structure, shape, dtype or device that does not fit, naming the leaf by its path.
+                Nothing has been changed by then.
+        """
+        leaves, spec = self._leaves(params, grads, state, hparams)
+        donate = donate and _distinct(leaves)
+        new = step(self.rule, tuple(self.flags.values()), leaves, backend=self.backend, donate=donate)
+        slots = {"step": new.steps, **new.slots}
+        return tree.unflatten(new.params, spec), {name: tree.unflatten(slots[name], spec) for name in state}
+
+    def _leaves(
+        self, params: Tree, grads: Tree, state: State, numbers: Mapping[str, Any]
+    ) -> tuple[Leaves, tree.Spec]:
+        """Everything checked and flattened, leaf beside leaf; a leaf without a gradient has None among the grads."""
+        columns = hyper.columns(self.rule.hparams, numbers)
+        self._check_slots(state, numbers)
+        ps, spec = tree.flatten(params)
+        _check_params(ps, params)
+        gs = tree.flatten_like(grads, params, spec, "grads")
+        flat = {name: tree.flatten_like(value, params, spec, f"state[{name!r}]") for name, value in state.items()}
+        steps = flat.pop("step")
+        for index, p in enumerate(ps):
+            if gs[index] is not None:
+                _check_like(gs[index], p, "grads", params, index)
+                if gs[index].dtype != p.dtype:
+                    path = tree.paths(params, "")[index]
+                    raise ValueError(f"grads{path} is {gs[index].dtype}, but params{path} is {p.dtype}")
+            for name, values in flat.items():
+                _check_like(values[index], p, f"state[{name!r}]", params, index)
+            if not isinstance(steps[index], Tensor) or steps[index].dim() != 0:
+                path = tree.paths(params, "")[index]
+                raise ValueError(f"state['step']{path} must be a 0-d tensor; got {steps[index]!r}")
+        labels = hyper.labels(self.rule.hparams)
+        columns = [hyper.broadcast(c, params, ps, label) for c, label in zip(columns, labels, strict=True)]
+        slots = {slot.name: flat[slot.name] for slot in self.rule.slots if slot.name in flat}
+        return Leaves(ps, gs, slots, steps, columns), spec
+
+    def _check_slots(self, state: State, numbers: Mapping[str, Any]) -> None:
+        known = ["step", *(slot.name for slot in self.rule.slots)]
+        for name in state:
+            if name not in known:
+                raise ValueError(f"state[{name!r}] is not a slot of {self.rule.name}; {hyper.suggest(name, known)}")
+        # A number is not compared while it is traced: that would make a graph for every outcome.
+        traced = torch.compiler.is_compiling()
+        for name in ["step", *self.rule.slots_for({} if traced else numbers, self.flags)]:
+            if name not in state:
+                raise ValueError(
+                    f"state has no {name!r}, which {self!r} needs with these hparams; "
+                    "opt.init(params, hparams) makes a complete state"
+                )
+
+
+def _distinct(leaves: Leaves) -> bool:
+    """Whether no tensor stands for two leaves: writing a result into such a one would change the other's input."""
+    written = [id(t) for tensors in (leaves.params, *leaves.slots.values()) for t in tensors]
+    return len(set(written)) == len(written)

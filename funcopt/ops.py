@@ -1,0 +1,95 @@
+"""The op table: the functions an update equation may call, as torch runs them.
+
+`funcopt.kernels.ops` holds the same names as Triton runs them. A rule's `update` uses arithmetic, comparisons,
+`if` on its flags, and these functions; its `coefficients` may use the ones that also take Python floats.
+
+Every function is finite, and so are its first and second derivatives, wherever an optimizer meets it: `sqrt` has
+slope 0 at 0, because a zero gradient must not poison a meta-gradient.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["abs", "expm1", "log", "maximum", "minimum", "one_minus_power", "sign", "sqrt", "where"]
+
+Number = float | Tensor
+
+
+# ---- elementwise, in `update` -----------------------------------------------------------------------------------
+
+
+def sqrt(x: Number) -> Number:
+    """Square root of x ≥ 0 (NaN below), with derivative 0 at 0."""
+    if not isinstance(x, Tensor):
+        return math.sqrt(x)
+    if not _may_be_differentiated(x):
+        return torch.sqrt(x)
+    zero = x == 0
+    return torch.where(zero, x, torch.sqrt(torch.where(zero, 1.0, x)))
+
+
+def maximum(x: Tensor, y: Tensor) -> Tensor:
+    """The larger of two tensors, NaN where either is; where they are equal each gets half of the derivative."""
+    return torch.maximum(x, y)
+
+
+def minimum(x: Tensor, y: Tensor) -> Tensor:
+    """The smaller of two tensors, NaN where either is; where they are equal each gets half of the derivative."""
+    return torch.minimum(x, y)
+
+
+def abs(x: Tensor) -> Tensor:
+    """Absolute value, with derivative 0 at 0."""
+    return torch.abs(x)
+
+
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1; NaN stays NaN."""
+    return torch.where(x != x, x, torch.sign(x))
+
+
+def where(condition: bool | Tensor, x: Number, y: Number) -> Number:
+    """x where the condition holds, y elsewhere. The derivative of the side not taken is never looked at."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, x, y)
+    return x if condition else y
+
+
+# ---- scalars, in `coefficients`: a Python float stays one, a tensor is float64 and differentiable -------------------
+
+
+def log(x: Number) -> Number:
+    """Natural logarithm of x ≥ 0; log(0) = -inf, for a float too."""
+    if isinstance(x, Tensor):
+        return torch.log(x)
+    return math.log(x) if x > 0 else -math.inf
+
+
+def expm1(x: Number) -> Number:
+    """exp(x) - 1 without cancellation near 0."""
+    return torch.expm1(x) if isinstance(x, Tensor) else math.expm1(x)
+
+
+def one_minus_power(base: Number, exponent: Number) -> Number:
+    """1 - base**exponent as -expm1(exponent·log(base)), for base in [0, 1): no cancellation, differentiable in both.
+
+    At base = 0 the value is 1 and the derivative that of the polynomial.
+    """
+    if not isinstance(base, Tensor):
+        return -expm1(exponent * log(base)) if base > 0 else 1.0
+    positive = base > 0
+    inside = -torch.expm1(exponent * torch.log(torch.where(positive, base, 0.5)))
+    return torch.where(positive, inside, 1 - torch.where(positive, 0.5, base) ** exponent)
+
+
+def _may_be_differentiated(x: Tensor) -> bool:
+    """Whether somebody may ask for a derivative through x; a tracer may, always."""
+    return (
+        x.requires_grad
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+    )

@@ -1,0 +1,186 @@
+"""One step over leaves: the scalars of the equation, the backend that runs it, and the step counts."""
+
+import contextlib
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from funcopt import backends, hyper
+
+if TYPE_CHECKING:
+    from funcopt.core import Rule
+
+__all__ = ["Leaves", "step"]
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What an optimizer has, flat: lists of one entry a leaf.
+
+    `grads` has None for a leaf that is to be left alone. `slots` has the slots in use, in the rule's order. `columns`
+    has the hparams one component after the other, each a single value or one a leaf (`hyper.PerLeaf`).
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor | None]
+    slots: dict[str, list[Tensor]]
+    steps: list[Tensor]
+    columns: list[Any]
+
+
+def step(
+    rule: "Rule",
+    flags: tuple[bool, ...],
+    leaves: Leaves,
+    *,
+    backend: str,
+    donate: bool,
+    tables: dict[Hashable, Any] | None = None,
+) -> Leaves:
+    """The leaves after one step; they have been checked.
+
+    With `donate` the results overwrite params, slots and steps, unless a derivative is wanted.
+    """
+    active = [i for i, g in enumerate(leaves.grads) if g is not None]
+    if not active:
+        return leaves
+    tracing = torch.compiler.is_compiling()
+    differentiated = not tracing and _differentiated(leaves)
+    if differentiated or (tracing and _requires_grad(leaves)):
+        donate = False
+    with contextlib.nullcontext() if differentiated or tracing else torch.no_grad():
+        coefficients, rows = _coefficients(rule, leaves, active, tracing)
+        work = backends.Work(
+            rule.update,
+            flags,
+            [leaves.params[i] for i in active],
+            [leaves.grads[i] for i in active],  # type: ignore[misc]
+            [[leaves.slots[s.name][i] for i in active] if s.name in leaves.slots else None for s in rule.slots],
+            coefficients,
+            rows,
+            donate,
+        )
+        symbolic = tracing or torch._C._len_torch_dispatch_stack() > 0
+        params, slots = backends.run(work, backend, traced=symbolic, differentiated=differentiated, tables=tables)
+        return replace(
+            leaves,
+            params=_put(leaves.params, active, params),
+            slots={
+                s.name: _put(leaves.slots[s.name], active, new)
+                for s, new in zip(rule.slots, slots, strict=True)
+                if new is not None
+            },
+            steps=_advance(leaves.steps, active, donate, tracing),
+        )
+
+
+def _put(old: list[Tensor], active: list[int], new: list[Tensor]) -> list[Tensor]:
+    if len(active) == len(old):
+        return new
+    out = list(old)
+    for i, value in zip(active, new, strict=True):
+        out[i] = value
+    return out
+
+
+def _advance(steps: list[Tensor], active: list[int], donate: bool, tracing: bool) -> list[Tensor]:
+    """The counts after the step; leaves that shared a count share the next one."""
+    new: dict[int, Tensor] = {}
+    same = _same([steps[i] for i in active], tracing)
+    for i, first in zip(active, same, strict=True):
+        if first not in new:
+            new[first] = steps[i].add_(1) if donate else steps[i] + 1
+    return _put(steps, active, [new[first] for first in same])
+
+
+def _same(values: list[Any], tracing: bool) -> list[int]:
+    """For each of some objects the position of one, the same object, that stands before it, or its own.
+
+    A tracer would make `id` a condition of its graph, and can compare only neighbours in linear time.
+    """
+    if tracing:
+        out: list[int] = []
+        for i, value in enumerate(values):
+            out.append(out[-1] if i > 0 and value is values[i - 1] else i)
+        return out
+    first: dict[int, int] = {}
+    return [first.setdefault(id(value), i) for i, value in enumerate(values)]
+
+
+# ---- scalars --------------------------------------------------------------------------------------------------------
+
+
+def _coefficients(
+    rule: "Rule", leaves: Leaves, active: list[int], tracing: bool
+) -> tuple[list[tuple[Any, ...]], list[int]]:
+    """The distinct sets of coefficients, and the one for each active leaf.
+
+    They are worked out in float64: from Python floats where every number can be read without waiting, else as tensors,
+    differentiable. Leaves with the same step number and the same hparams share a set.
+    """
+    counts = [leaves.steps[i] for i in active]
+    columns = [
+        hyper.PerLeaf([column[i] for i in active]) if isinstance(column, hyper.PerLeaf) else _scalar(column, tracing)
+        for column in leaves.columns
+    ]
+    times = [c.item() + 1 if not tracing and _readable(c) else None for c in counts]
+    # A step number stands for itself, a count that cannot be read for its place, which is negative to differ.
+    keys = [[-k if t is None else t for t, k in zip(times, _same(counts, tracing), strict=True)]]
+    keys += [_same(column, tracing) for column in columns if isinstance(column, hyper.PerLeaf)]
+    sets: list[tuple[Any, ...]] = []
+    found: dict[tuple[Any, ...], int] = {}
+    rows = []
+    for leaf, key in enumerate(zip(*keys, strict=True)):
+        if key not in found:
+            found[key] = len(sets)
+            t = _float64(counts[leaf]) + 1 if times[leaf] is None else times[leaf]
+            own = [_scalar(c[leaf], tracing) if isinstance(c, hyper.PerLeaf) else c for c in columns]
+            sets.append(rule.Coefficients(**rule.coefficients(t, **hyper.nest(rule.hparams, own))))
+        rows.append(found[key])
+    return sets, rows
+
+
+def _scalar(value: Any, tracing: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.item() if not tracing and value.dim() == 0 and _readable(value) else _float64(value)
+    # A tracer makes a constant of a float, and a new graph for the next one; of a tensor it does not.
+    return torch.full((), value, dtype=torch.float64) if tracing else float(value)
+
+
+def _float64(value: Tensor) -> Tensor:
+    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
+
+
+def _readable(value: Tensor) -> bool:
+    """Whether a number can be read without waiting for a device and without cutting off a derivative or a tracer."""
+    return value.device.type == "cpu" and not (value.requires_grad and torch.is_grad_enabled()) and not _wrapped(value)
+
+
+def _wrapped(value: Tensor) -> bool:
+    return (
+        torch._C._functorch.is_functorch_wrapped_tensor(value)
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def _tensors(leaves: Leaves) -> list[Tensor]:
+    numbers = [v for c in leaves.columns for v in (c if isinstance(c, hyper.PerLeaf) else [c]) if isinstance(v, Tensor)]
+    grads = [g for g in leaves.grads if g is not None]
+    return [*leaves.params, *grads, *(s for slot in leaves.slots.values() for s in slot), *leaves.steps, *numbers]
+
+
+def _requires_grad(leaves: Leaves) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(leaves))
+
+
+def _differentiated(leaves: Leaves) -> bool:
+    """Whether somebody may ask for a derivative of this step, or has it batched."""
+    return (
+        _requires_grad(leaves)
+        or torch.autograd.forward_ad._current_level >= 0
+        or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in _tensors(leaves))
+    )
