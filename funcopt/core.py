@@ -13,7 +13,7 @@ import inspect
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from funcopt import backends, hyper, tree
 from funcopt.step import Leaves, step
 
-__all__ = ["PureOptimizer", "Rule", "Slot", "rule"]
+__all__ = ["Factory", "PureOptimizer", "Rule", "Slot", "rule"]
 
 Tree = Any
 State = dict[str, Tree]
@@ -55,6 +55,11 @@ class Rule:
     flags: Mapping[str, bool]
     check: Callable[[Mapping[str, Any], Mapping[str, bool]], str | None] | None
     Coefficients: Any  # the NamedTuple in which `update` sees what `coefficients` returns
+    doc: str | None
+
+    def pure(self, *, backend: str = "auto", **flags: bool) -> "PureOptimizer":
+        """The pure optimizer with these flags, the defaults for the rest; raises TypeError or ValueError."""
+        return PureOptimizer(self, _flags(self, flags), backends.check_name(backend))
 
     def validate(self, given: Mapping[str, Any], flags: Mapping[str, bool]) -> dict[str, Any]:
         """A full set of hparams from some, each in its range and fit for the others; raises TypeError or ValueError."""
@@ -66,6 +71,15 @@ class Rule:
     def slots_for(self, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> list[str]:
         """The names of the slots that these numbers and flags need, in the order of declaration."""
         return [slot.name for slot in self.slots if slot.when is None or _is_set(slot.when, {**numbers, **flags})]
+
+
+class Factory(Protocol):
+    """What users call: `funcopt.adamw(amsgrad=False, maximize=False, backend="auto")`."""
+
+    rule: Rule
+    __name__: str
+
+    def __call__(self, *, backend: str = "auto", **flags: bool) -> "PureOptimizer": ...
 
 
 def _is_set(name: str, choices: Mapping[str, Any]) -> bool:
@@ -103,7 +117,7 @@ def rule(
     flags: Mapping[str, bool] | None = None,
     check: Callable[[Mapping[str, Any], Mapping[str, bool]], str | None] | None = None,
     doc: str | None = None,
-) -> Callable[..., "PureOptimizer"]:
+) -> "Factory":
     """Make an algorithm: returns the factory `(*, flag=…, backend="auto") -> PureOptimizer`.
 
     Args:
@@ -127,20 +141,19 @@ def rule(
         flags=dict(flags or {}),
         check=check,
         Coefficients=_coefficients_type(name, hparams, coefficients),
+        doc=doc,
     )
     _check_update(made)
 
-    def factory(*, backend: str = "auto", **choices: bool) -> PureOptimizer:
-        return PureOptimizer(made, _flags(made, choices), backends.check_name(backend))
+    def factory(*, backend: str = "auto", **flags: bool) -> PureOptimizer:
+        return made.pure(backend=backend, **flags)
 
     parameters = [inspect.Parameter(f, inspect.Parameter.KEYWORD_ONLY, default=d) for f, d in made.flags.items()]
     parameters.append(inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto"))
-    factory.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    factory.__name__ = factory.__qualname__ = name
-    factory.__module__ = update.__module__
-    factory.__doc__ = doc
-    factory.rule = made  # type: ignore[attr-defined]
-    return factory
+    vars(factory).update(
+        __signature__=inspect.Signature(parameters), __name__=name, __module__=update.__module__, __doc__=doc, rule=made
+    )
+    return cast(Factory, factory)
 
 
 def _coefficients_type(name: str, spec: hyper.Spec, coefficients: Callable[..., dict[str, Any]]) -> Any:
