@@ -14,7 +14,7 @@ import os
 import shutil
 import types
 import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,15 +36,17 @@ COMPILE_LEAF, COMPILE_STEP = 2**16, 2**22
 class Work:
     """What one step has to do: lists of one entry a leaf. The leaves have been checked, and each has a gradient.
 
-    `slots` has a list for each slot that the rule declares, None for one not in use. `coefficients` has the distinct
-    sets of scalars, and `rows` the one that each leaf takes. `donate` lets the results overwrite params and slots.
+    `slots` has a list for each slot in use, and `present` says of each that the rule declares whether it is. `coefficients`
+    has the distinct sets of scalars, and `rows` the one that each leaf takes. `donate` lets the results overwrite params
+    and slots.
     """
 
     update: Callable[..., Any]
     flags: tuple[bool, ...]
     params: list[Tensor]
     grads: list[Tensor]
-    slots: list[list[Tensor] | None]
+    slots: list[list[Tensor]]
+    present: tuple[bool, ...]
     coefficients: list[tuple[Any, ...]]
     rows: list[int]
     donate: bool
@@ -58,16 +60,22 @@ class Work:
             self,
             params=pick(self.params),
             grads=pick(self.grads),
-            slots=[None if slot is None else pick(slot) for slot in self.slots],
+            slots=[pick(slot) for slot in self.slots],
             rows=pick(self.rows),
         )
 
-    def slots_of(self, leaf: int) -> list[Tensor | None]:
-        """One leaf's state, None for a slot not in use."""
-        return [None if slot is None else slot[leaf] for slot in self.slots]
+    def updated(self, leaf: int) -> tuple[Tensor, list[Tensor]]:
+        """The equation run by torch on one leaf, in the dtype of its arithmetic: the new p and slots, in their dtypes."""
+        p, slots = self.params[leaf], [slot[leaf] for slot in self.slots]
+        dtype = compute_dtype(p.dtype)
+        rest = iter(slots)
+        placed = (next(rest).to(dtype) if there else None for there in self.present)
+        c = self.coefficients[self.rows[leaf]]
+        new_p, new_slots = self.update(p.to(dtype), self.grads[leaf].to(dtype), *placed, c, *self.flags)
+        return new_p.to(p.dtype), [new.to(slot.dtype) for slot, new in zip(slots, new_slots, strict=True)]
 
 
-Result = tuple[list[Tensor], list[list[Tensor] | None]]
+Result = tuple[list[Tensor], list[list[Tensor]]]
 
 
 # ---- what there is --------------------------------------------------------------------------------------------------
@@ -153,14 +161,13 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
     if len(parts) == 1:
         return runners[name](work)
     params: list[Any] = [None] * len(work.params)
-    slots: list[Any] = [None if slot is None else [None] * len(params) for slot in work.slots]
+    slots: list[Any] = [[None] * len(params) for _ in work.slots]
     for name, members in parts.items():
         new_params, new_slots = runners[name](work.of(members))
         for part, leaf in enumerate(members):
             params[leaf] = new_params[part]
             for slot, new in zip(slots, new_slots, strict=True):
-                if new is not None:
-                    slot[leaf] = new[part]
+                slot[leaf] = new[part]
     return params, slots
 
 
@@ -181,32 +188,22 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _run_eager(work: Work) -> Result:
-    casts: dict[tuple[int, torch.dtype, torch.device], tuple[Any, ...]] = {}
-    params: list[Tensor] = []
-    slots: list[Any] = [None if slot is None else [] for slot in work.slots]
-    for leaf, p in enumerate(work.params):
-        key = (work.rows[leaf], p.dtype, p.device)
+    casts: dict[tuple[int, torch.dtype, torch.device], int] = {}
+    rows, sets = [], []
+    for row, p in zip(work.rows, work.params, strict=True):
+        key = (row, compute_dtype(p.dtype), p.device)
         if key not in casts:
-            casts[key] = _cast(work.coefficients[work.rows[leaf]], p)
-        state = work.slots_of(leaf)
-        new_p, new_state = apply(work.update, p, work.grads[leaf], state, casts[key], work.flags)
+            casts[key] = len(sets)
+            sets.append(_cast(work.coefficients[row], p))
+        rows.append(casts[key])
+    work = replace(work, coefficients=sets, rows=rows)
+    results = []
+    for leaf, p in enumerate(work.params):
+        new_p, new_slots = work.updated(leaf)
         if work.donate:
-            new_p, new_state = _overwrite(p, new_p), map(_overwrite, state, new_state)
-        params.append(new_p)
-        for slot, value in zip(slots, new_state, strict=True):
-            if slot is not None:
-                slot.append(value)
-    return params, slots
-
-
-def apply(
-    update: Callable[..., Any], p: Tensor, g: Tensor, slots: Iterable[Tensor | None], c: tuple[Any, ...], flags: tuple[bool, ...]
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The update equation on one leaf, in the dtype of its arithmetic; the results have the dtypes of p and slots."""
-    slots = list(slots)
-    dtype = compute_dtype(p.dtype)
-    new_p, new_slots = update(p.to(dtype), g.to(dtype), *(s if s is None else s.to(dtype) for s in slots), c, *flags)
-    return new_p.to(p.dtype), [n if s is None else n.to(s.dtype) for s, n in zip(slots, new_slots, strict=True)]
+            new_p, new_slots = p.copy_(new_p), [s[leaf].copy_(new) for s, new in zip(work.slots, new_slots, strict=True)]
+        results.append((new_p, new_slots))
+    return [p for p, _ in results], [[slots[k] for _, slots in results] for k in range(len(work.slots))]
 
 
 def _cast(coefficients: tuple[Any, ...], p: Tensor) -> tuple[Any, ...]:
@@ -221,51 +218,36 @@ def _cast(coefficients: tuple[Any, ...], p: Tensor) -> tuple[Any, ...]:
     return type(coefficients)(*map(cast, coefficients))
 
 
-def _overwrite(old: Tensor | None, new: Tensor | None) -> Tensor | None:
-    return None if old is None or new is None else old.copy_(new)
-
-
 # ---- Inductor -------------------------------------------------------------------------------------------------------
 
 
 def _run_compiled(work: Work) -> Result:
     if not work.donate:
         work = replace(
-            work,
-            params=[p.clone() for p in work.params],
-            slots=[None if slot is None else [s.clone() for s in slot] for slot in work.slots],
+            work, params=[p.clone() for p in work.params], slots=[[s.clone() for s in slot] for slot in work.slots]
         )
-    fields = type(work.coefficients[0])
     rows = [torch.tensor([float(c) for c in cs], dtype=torch.float64) for cs in work.coefficients]
     for leaf, p in enumerate(work.params):
-        state = work.slots_of(leaf)
-        flat = _flat(p, work.grads[leaf], state)
-        if flat is None:
-            new_p, new_state = apply(work.update, p, work.grads[leaf], state, _cast(work.coefficients[work.rows[leaf]], p), work.flags)
-            _overwrite(p, new_p)
-            for old, new in zip(state, new_state, strict=True):
-                _overwrite(old, new)
+        g, slots = work.grads[leaf], [slot[leaf] for slot in work.slots]
+        if p.numel() < 2 or not all(t.is_contiguous() for t in (p, g, *slots)):
+            _run_eager(replace(work.of([leaf]), donate=True))  # no flat view of it, or too small for a symbolic size
             continue
-        dtypes = (p.dtype, *(None if s is None else s.dtype for s in state))
-        _compiled(work.update, work.flags, fields, dtypes)(*flat, rows[work.rows[leaf]])
+        dtypes = (p.dtype, *(s.dtype for s in slots))
+        kernel = _compiled(work.update, work.flags, work.present, type(work.coefficients[0]), dtypes)
+        kernel(p.view(-1), g.view(-1), [s.view(-1) for s in slots], rows[work.rows[leaf]])
     return work.params, work.slots
 
 
-def _flat(p: Tensor, g: Tensor, slots: list[Tensor | None]) -> list[Any] | None:
-    """One-dimensional views of tensors that lie in memory alike, without gaps; None where they do not, or are tiny."""
-    if p.numel() < 2 or not all(t is None or t.is_contiguous() for t in (p, g, *slots)):
-        return None
-    return [p.view(-1), g.view(-1), [None if s is None else s.view(-1) for s in slots]]
-
-
 @functools.cache
-def _compiled(update: Callable[..., Any], flags: tuple[bool, ...], fields: Any, dtypes: tuple[Any, ...]) -> Callable[..., None]:
-    def in_place(p: Tensor, g: Tensor, slots: list[Tensor | None], row: Tensor) -> None:
+def _compiled(
+    update: Callable[..., Any], flags: tuple[bool, ...], present: tuple[bool, ...], fields: Any, dtypes: tuple[Any, ...]
+) -> Callable[..., None]:
+    def in_place(p: Tensor, g: Tensor, slots: list[Tensor], row: Tensor) -> None:
         c = fields(*row.to(compute_dtype(p.dtype)).unbind())
-        new_p, new_slots = apply(update, p, g, slots, c, flags)
+        new_p, new_slots = Work(update, flags, [p], [g], [[s] for s in slots], present, [c], [0], True).updated(0)
         p.copy_(new_p)
         for old, new in zip(slots, new_slots, strict=True):
-            _overwrite(old, new)
+            old.copy_(new)
 
     # Dynamo counts recompilations by code object: a copy of its own keeps one rule's from counting as another's.
     own = types.FunctionType(in_place.__code__.replace(), globals(), update.__name__, closure=in_place.__closure__)
@@ -283,10 +265,19 @@ def _launch(work: Work, tables: dict[Hashable, Any] | None = None) -> Result:
 
 def _run_differentiable(work: Work) -> Result:
     """A launch whose every derivative is the rule's: see `_Launch`."""
-    rows = [torch.stack([torch.as_tensor(c, dtype=torch.float64) for c in cs]) for cs in work.coefficients]
-    used = [slot for slot in work.slots if slot is not None]
-    out = _Launch.apply(work, torch.stack(rows), *work.params, *work.grads, *(s for slot in used for s in slot))
-    return _unpack(work, list(out))
+    numbers = {"dtype": torch.float64, "device": work.params[0].device}
+    table = torch.stack([torch.stack([torch.as_tensor(c, **numbers) for c in cs]) for cs in work.coefficients])
+    # What autograd keeps of the work is its structure: the tensors are arguments of their own.
+    n, fields = len(work.params), type(work.coefficients[0])
+    bare = replace(
+        work,
+        params=[None] * n,
+        grads=[None] * n,
+        slots=[[None] * n for _ in work.slots],
+        coefficients=[fields(*[0.0] * len(fields._fields))],
+        donate=False,
+    )
+    return _unpack(bare, list(_Launch.apply(bare, table, *work.params, *work.grads, *(s for slot in work.slots for s in slot))))
 
 
 class _Launch(torch.autograd.Function):
@@ -336,27 +327,19 @@ class _Launch(torch.autograd.Function):
 
 
 def _refill(work: Work, table: Tensor, tensors: tuple[Tensor, ...]) -> Work:
-    """The work with other tensors in it, as `_Launch` has them."""
-    n = len(work.params)
-    parts = [list(tensors[i : i + n]) for i in range(0, len(tensors), n)]
-    used = iter(parts[2:])
-    fields = type(work.coefficients[0])
+    """The work with these tensors in it, as `_Launch` takes them."""
+    n, fields = len(work.params), type(work.coefficients[0])
+    params, grads, *slots = (list(tensors[i : i + n]) for i in range(0, len(tensors), n))
     return replace(
-        work,
-        params=parts[0],
-        grads=parts[1],
-        slots=[None if slot is None else next(used) for slot in work.slots],
-        coefficients=[fields(*row.unbind()) for row in table.unbind()],
-        donate=False,
+        work, params=params, grads=grads, slots=slots, coefficients=[fields(*row.unbind()) for row in table.unbind()]
     )
 
 
 def _pack(result: Result) -> tuple[Tensor, ...]:
     params, slots = result
-    return (*params, *(s for slot in slots if slot is not None for s in slot))
+    return (*params, *(s for slot in slots for s in slot))
 
 
 def _unpack(work: Work, flat: list[Tensor]) -> Result:
-    n = len(work.params)
-    used = iter([flat[i : i + n] for i in range(n, len(flat), n)])
-    return flat[:n], [None if slot is None else next(used) for slot in work.slots]
+    params, *slots = (flat[i : i + len(work.params)] for i in range(0, len(flat), len(work.params)))
+    return params, slots

@@ -4,9 +4,9 @@ A rule is one algorithm, written once: its numbers, its state, and two functions
 
 - `coefficients(t, **hparams)` works out, once a step and in float64, the scalars that the equation needs from the step
   number t = 1, 2, … and the hyperparameters (bias corrections, lr·weight_decay), as a dict.
-- `update(p, g, *slots, c, *flags)` is the equation for one element. `c` has the coefficients as attributes; a slot that
-  is not in use is None, and is returned as None. It may use arithmetic, comparisons, `if` on flags and on `is None`,
-  other such functions, and `funcopt.ops`; it returns `(p, (slots…))`.
+- `update(p, g, *slots, c, *flags)` is the equation for one element: it returns the new p, and a tuple of the new slots. `c`
+  has the coefficients as attributes. A slot that is not in use is None, and left out of what is returned. The text may use
+  arithmetic, comparisons, `if` on flags and on `slot is None`, other such functions, and `funcopt.ops`.
 """
 
 import inspect
@@ -150,9 +150,8 @@ def rule(
 
     parameters = [inspect.Parameter(f, inspect.Parameter.KEYWORD_ONLY, default=d) for f, d in made.flags.items()]
     parameters.append(inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto"))
-    vars(factory).update(
-        __signature__=inspect.Signature(parameters), __name__=name, __module__=update.__module__, __doc__=doc, rule=made
-    )
+    factory.__name__, factory.__qualname__, factory.__module__, factory.__doc__ = name, name, update.__module__, doc
+    vars(factory).update(__signature__=inspect.Signature(parameters), rule=made)
     return cast(Factory, factory)
 
 

@@ -54,14 +54,15 @@ def step(
     with contextlib.nullcontext() if differentiated or tracing else torch.no_grad():
         coefficients, rows = _coefficients(rule, leaves, active, tracing)
         work = backends.Work(
-            rule.update,
-            flags,
-            [leaves.params[i] for i in active],
-            [leaves.grads[i] for i in active],  # type: ignore[misc]
-            [[leaves.slots[s.name][i] for i in active] if s.name in leaves.slots else None for s in rule.slots],
-            coefficients,
-            rows,
-            donate,
+            update=rule.update,
+            flags=flags,
+            params=[leaves.params[i] for i in active],
+            grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
+            slots=[[values[i] for i in active] for values in leaves.slots.values()],
+            present=tuple(slot.name in leaves.slots for slot in rule.slots),
+            coefficients=coefficients,
+            rows=rows,
+            donate=donate,
         )
         symbolic = tracing or torch._C._len_torch_dispatch_stack() > 0
         params, slots = backends.run(work, backend, traced=symbolic, differentiated=differentiated, tables=tables)
@@ -69,9 +70,7 @@ def step(
             leaves,
             params=_put(leaves.params, active, params),
             slots={
-                s.name: _put(leaves.slots[s.name], active, new)
-                for s, new in zip(rule.slots, slots, strict=True)
-                if new is not None
+                name: _put(old, active, new) for (name, old), new in zip(leaves.slots.items(), slots, strict=True)
             },
             steps=_advance(leaves.steps, active, donate, tracing),
         )

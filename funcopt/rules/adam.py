@@ -50,10 +50,10 @@ def adam_step(p, g, m, v, v_max, c, amsgrad):
     v = c.beta2 * v + c.one_minus_beta2 * g * g
     if amsgrad:
         v_max = maximum(v_max, v)
-        denominator = sqrt(v_max) / c.sqrt_bias2 + c.eps
+        slots, v_hat = (m, v, v_max), v_max
     else:
-        denominator = sqrt(v) / c.sqrt_bias2 + c.eps
-    return p - c.step_size * (m / denominator), (m, v, v_max)
+        slots, v_hat = (m, v), v
+    return p - c.step_size * (m / (sqrt(v_hat) / c.sqrt_bias2 + c.eps)), slots
 
 
 adam_hparams = {

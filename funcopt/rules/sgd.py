@@ -38,13 +38,16 @@ def update(p, g, b, c, nesterov, decoupled_weight_decay, maximize):
         p = c.decay * p
     else:
         g = g + c.weight_decay * p
-    if b is not None:
+    if b is None:
+        slots = ()
+    else:
         b = c.momentum * b + c.one_minus_dampening * g
+        slots = (b,)
         if nesterov:
             g = g + c.momentum * b
         else:
             g = b
-    return p - c.lr * g, (b,)
+    return p - c.lr * g, slots
 
 
 def check(hparams, flags):
