@@ -249,7 +249,7 @@ def draw(runs: list[Run]) -> "Figure":
         bottom.plot(steps, run.rates, drawstyle="steps-mid", **look)
     top.set(yscale="log", ylabel="training loss")
     top.set_title("Handwritten digits: the same weights and minibatches, trained in three ways")
-    top.legend(frameon=False)
+    top.legend(framealpha=1, edgecolor="none")
     bottom.set(yscale="log", ylabel="learning rate", xlabel="step")
     for axes in (top, bottom):
         axes.grid(alpha=0.3)

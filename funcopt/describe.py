@@ -29,9 +29,9 @@ def describe(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None = N
         model: whose parameters' names are looked up, and of which those that the optimizer does not update are named.
 
     Returns:
-        One dict a parameter, in the order of the groups: group (its index), name, shape, dtype, device, elements, bytes,
-        state_bytes (of all tensors in its state), requires_grad, aliases (its other names) and in_model (None without
-        a model).
+        One dict a parameter, in the order of the groups: group (its index), name, shape, dtype, device, elements,
+        bytes, state_bytes (of all tensors in its state), requires_grad, aliases (its other names) and in_model (None
+        without a model).
 
     Raises:
         TypeError: the optimizer is no `torch.optim.Optimizer`, or the model no `torch.nn.Module`.
