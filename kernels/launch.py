@@ -140,13 +140,11 @@ class _Kept:
 
 def _table(rows: Tensor, device: torch.device, tables: dict[Hashable, Any] | None, key: Hashable) -> Tensor:
     """The rows on the device; where they are kept, only those that differ from the last step's are copied there."""
-    if device.type == "cpu":
-        return rows
     if tables is None:
         return rows.to(device, non_blocking=True)
     kept = tables.get(key)
     if kept is None:
-        kept = tables[key] = _Kept(rows, rows.to(device), None, [])
+        kept = tables[key] = _Kept(rows, rows.to(device, copy=True), None, [])
     moved = (rows != kept.rows).any(1).nonzero().flatten().tolist()
     if _capturing(device):
         if moved:  # the graph copies from here at every replay, so this memory is never written again
@@ -156,7 +154,7 @@ def _table(rows: Tensor, device: torch.device, tables: dict[Hashable, Any] | Non
             kept.captured.append(source)
             kept.on_device.copy_(source, non_blocking=True)
     else:
-        if kept.spare is None:
+        if kept.spare is None and device.type == "cuda":
             kept.spare = torch.empty_like(rows, pin_memory=True)
         if moved:
             part = slice(moved[0], moved[-1] + 1)

@@ -1,7 +1,7 @@
 """What the kernel of a rule is on a GPU that is not here: compiled for it, and read.
 
-`assembly` compiles a rule's kernel for a GPU by name, which needs no device; `accesses` reads the width of its global
-loads and stores, `spills` what it keeps in local memory.
+`assembly` compiles a rule's kernel for a GPU by name, which needs no device; `accesses` and `bytes_per_element` read its
+loads and stores, `local_memory` what it spills.
 """
 
 import re
@@ -9,10 +9,10 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -21,7 +21,7 @@ from funcopt.core import PureOptimizer
 from funcopt.kernels.launch import BLOCK, TRITON_DTYPES, WARPS
 from funcopt.kernels.multi_tensor import arguments, multi_tensor_update, to_triton
 
-__all__ = ["TARGETS", "accesses", "assembly", "spills"]
+__all__ = ["TARGETS", "accesses", "assembly", "bytes_per_element", "local_memory"]
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -67,16 +67,43 @@ def assembly(
 
 
 def accesses(text: str) -> dict[str, list[int]]:
-    """The bytes of every global "load" and "store" of assembly text, one entry an instruction, per thread."""
-    if ".visible .entry" in text:
-        found = re.findall(r"\b(ld|st)\.global(?:\.\w+(?:::\w+)*)*?(?:\.v(\d))?\.[bfus](\d+)\b", text)
-        widths = [(kind, int(count or 1) * int(bits) // 8) for kind, count, bits in found]
+    """The whole-chunk path's accesses to the tensors' elements: the bytes a thread moves with each, "load" and "store".
+
+    Reads of the table of addresses are not among them. On AMD, float64 elements are not told from vectors of others.
+    """
+    if _is_ptx(text):
+        # A masked access is predicated, an address or a coefficient is read as one scalar.
+        path = text[re.search(r"@\S+ bra\s+\$L__BB", text).end() :]  # type: ignore[union-attr]
+        path = path[: path.index("bra.uni")]
+        found = re.findall(r"(@%p\d+ )?(ld|st)\.global(?:\.v(\d))?\.b(\d+)", path)
+        widths = [(kind, int(n or 1) * int(bits) // 8) for guard, kind, n, bits in found if kind == "st" or guard or n]
     else:
-        found = re.findall(r"\bglobal_(load|store)_(dwordx(\d)|dword|short|ushort|ubyte|byte)", text)
-        sizes = {"dword": 4, "short": 2, "ushort": 2, "ubyte": 1, "byte": 1}
-        widths = [(kind[:2] if kind == "load" else "st", 4 * int(n) if n else sizes[name]) for kind, name, n in found]
-        widths = [("ld" if kind == "lo" else kind, width) for kind, width in widths]
-    return {
-        "load": [width for kind, width in widths if kind == "ld"],
-        "store": [width for kind, width in widths if kind == "st"],
-    }
+        # What is not uniform has its address in vector registers: `off`. A masked chunk goes element by element.
+        found = re.findall(r"global_(load|store)_dwordx?(\d) [^\n]*\boff\b", text)
+        widths = [("ld" if kind == "load" else "st", 4 * int(n)) for kind, n in found]
+    return {name: [width for kind, width in widths if kind == name[:2].replace("lo", "ld")] for name in ("load", "store")}
+
+
+def bytes_per_element(text: str) -> float:
+    """The bytes that the whole-chunk path moves for each element."""
+    threads = WARPS * (32 if _is_ptx(text) else 64)
+    return sum(map(sum, accesses(text).values())) * threads / BLOCK
+
+
+def local_memory(text: str, target: str) -> int:
+    """The bytes of local memory that a thread needs: registers spilled, arrays with computed indices."""
+    if not _is_ptx(text):
+        found = re.findall(r"\.private_segment_fixed_size:\s+(\d+)", text) + re.findall(r"_spill_count:\s+(\d+)", text)
+        return sum(map(int, found))
+    tool = knobs.nvidia.ptxas_blackwell if target == "sm_100" else knobs.nvidia.ptxas
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(text)
+        arch = re.search(r"^\.target (\S+?)[,\s]", text, re.MULTILINE).group(1)  # type: ignore[union-attr]
+        command = [tool.path, "-v", f"--gpu-name={arch}", str(source), "-o", str(Path(folder, "kernel.cubin"))]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(map(int, re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", said)))
+
+
+def _is_ptx(text: str) -> bool:
+    return ".visible .entry" in text
