@@ -2,8 +2,21 @@
 
 from funcopt import optim
 from funcopt.core import PureOptimizer, Slot, rule
+from funcopt.describe import describe
 from funcopt.hyper import Number, fraction, nonnegative
 from funcopt.rules import adam, adamw, sgd
 
-__all__ = ["Number", "PureOptimizer", "Slot", "adam", "adamw", "fraction", "nonnegative", "optim", "rule", "sgd"]
+__all__ = [
+    "Number",
+    "PureOptimizer",
+    "Slot",
+    "adam",
+    "adamw",
+    "describe",
+    "fraction",
+    "nonnegative",
+    "optim",
+    "rule",
+    "sgd",
+]
 __version__ = "0.1.0"

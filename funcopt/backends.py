@@ -23,7 +23,7 @@ from torch import Tensor
 
 from funcopt.hyper import suggest
 
-__all__ = ["BACKENDS", "Work", "check", "check_name", "interpreted", "run", "unavailable"]
+__all__ = ["BACKENDS", "Work", "check", "check_name", "compute_dtype", "interpreted", "run", "run_eager", "unavailable"]
 
 BACKENDS = ("auto", "triton", "compile", "eager")
 
@@ -36,9 +36,9 @@ COMPILE_LEAF, COMPILE_STEP = 2**16, 2**22
 class Work:
     """What one step has to do: lists of one entry a leaf. The leaves have been checked, and each has a gradient.
 
-    `slots` has a list for each slot in use, and `present` says of each that the rule declares whether it is. `coefficients`
-    has the distinct sets of scalars, and `rows` the one that each leaf takes. `donate` lets the results overwrite params
-    and slots.
+    `slots` has a list for each slot in use, and `present` says of each that the rule declares whether it is.
+    `coefficients` has the distinct sets of scalars, and `rows` the one that each leaf takes. `donate` lets the results
+    overwrite params and slots.
     """
 
     update: Callable[..., Any]
@@ -55,7 +55,10 @@ class Work:
         """The part of the work that concerns these leaves."""
         if len(members) == len(self.params):
             return self
-        pick = lambda values: [values[i] for i in members]  # noqa: E731
+
+        def pick(values: list[Any]) -> list[Any]:
+            return [values[i] for i in members]
+
         return replace(
             self,
             params=pick(self.params),
@@ -65,7 +68,7 @@ class Work:
         )
 
     def updated(self, leaf: int) -> tuple[Tensor, list[Tensor]]:
-        """The equation run by torch on one leaf, in the dtype of its arithmetic: the new p and slots, in their dtypes."""
+        """The equation run by torch on one leaf: the new p and slots, in their dtypes."""
         p, slots = self.params[leaf], [slot[leaf] for slot in self.slots]
         dtype = compute_dtype(p.dtype)
         rest = iter(slots)
@@ -108,6 +111,8 @@ def unavailable(backend: str, device: torch.device) -> str | None:
             return f"the kernel runs on CUDA and ROCm devices, not on {device.type}; choose 'compile' or 'eager'"
     if backend == "compile" and device.type == "cpu" and not _has_compiler():
         return "Inductor needs a C++ compiler; install g++ or clang++ or set CXX, or choose backend='eager'"
+    if backend == "compile" and device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Inductor needs Triton on a GPU; pip install 'funcopt[triton]', or choose backend='eager'"
     return None
 
 
@@ -137,16 +142,18 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
     """Do the work on the backend chosen.
 
     Args:
+        work: what there is to do.
+        backend: one of `BACKENDS`.
         traced: torch.compile or another tracer is looking on: the rule must be run by torch.
         differentiated: somebody may ask for a derivative.
         tables: what a kernel launch may use again at the next step; None keeps nothing.
     """
     if traced:
-        return _run_eager(work)
+        return run_eager(work)
     runners = {
-        "eager": _run_eager,
+        "eager": run_eager,
         "compile": _run_compiled,
-        "triton": _run_differentiable if differentiated else functools.partial(_launch, tables=tables),
+        "triton": _launch_differentiable if differentiated else functools.partial(_launch, tables=tables),
     }
     parts: dict[str, list[int]] = {}
     large = sum(p.numel() for p in work.params) >= COMPILE_STEP
@@ -187,9 +194,10 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _run_eager(work: Work) -> Result:
+def run_eager(work: Work) -> Result:
     casts: dict[tuple[int, torch.dtype, torch.device], int] = {}
-    rows, sets = [], []
+    rows: list[int] = []
+    sets: list[tuple[Any, ...]] = []
     for row, p in zip(work.rows, work.params, strict=True):
         key = (row, compute_dtype(p.dtype), p.device)
         if key not in casts:
@@ -201,7 +209,10 @@ def _run_eager(work: Work) -> Result:
     for leaf, p in enumerate(work.params):
         new_p, new_slots = work.updated(leaf)
         if work.donate:
-            new_p, new_slots = p.copy_(new_p), [s[leaf].copy_(new) for s, new in zip(work.slots, new_slots, strict=True)]
+            new_p, new_slots = (
+                p.copy_(new_p),
+                [s[leaf].copy_(new) for s, new in zip(work.slots, new_slots, strict=True)],
+            )
         results.append((new_p, new_slots))
     return [p for p, _ in results], [[slots[k] for _, slots in results] for k in range(len(work.slots))]
 
@@ -212,7 +223,9 @@ def _cast(coefficients: tuple[Any, ...], p: Tensor) -> tuple[Any, ...]:
     def cast(c: Any) -> Any:
         if not isinstance(c, Tensor):
             return c
-        stays = c.dim() == 0 and (torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(c))
+        stays = c.dim() == 0 and (
+            torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(c)
+        )
         return c.to(dtype=compute_dtype(p.dtype), device=None if stays else p.device)
 
     return type(coefficients)(*map(cast, coefficients))
@@ -230,7 +243,7 @@ def _run_compiled(work: Work) -> Result:
     for leaf, p in enumerate(work.params):
         g, slots = work.grads[leaf], [slot[leaf] for slot in work.slots]
         if p.numel() < 2 or not all(t.is_contiguous() for t in (p, g, *slots)):
-            _run_eager(replace(work.of([leaf]), donate=True))  # no flat view of it, or too small for a symbolic size
+            run_eager(replace(work.of([leaf]), donate=True))  # no flat view of it, or too small for a symbolic size
             continue
         dtypes = (p.dtype, *(s.dtype for s in slots))
         kernel = _compiled(work.update, work.flags, work.present, type(work.coefficients[0]), dtypes)
@@ -257,89 +270,18 @@ def _compiled(
 # ---- Triton ---------------------------------------------------------------------------------------------------------
 
 
+# Imported here and not above, so that importing funcopt does not import Triton.
+
+
 def _launch(work: Work, tables: dict[Hashable, Any] | None = None) -> Result:
-    from funcopt.kernels import launch  # here, so that importing funcopt does not import Triton
+    from funcopt.kernels import launch
 
-    return launch.step(work, tables)
-
-
-def _run_differentiable(work: Work) -> Result:
-    """A launch whose every derivative is the rule's: see `_Launch`."""
-    numbers = {"dtype": torch.float64, "device": work.params[0].device}
-    table = torch.stack([torch.stack([torch.as_tensor(c, **numbers) for c in cs]) for cs in work.coefficients])
-    # What autograd keeps of the work is its structure: the tensors are arguments of their own.
-    n, fields = len(work.params), type(work.coefficients[0])
-    bare = replace(
-        work,
-        params=[None] * n,
-        grads=[None] * n,
-        slots=[[None] * n for _ in work.slots],
-        coefficients=[fields(*[0.0] * len(fields._fields))],
-        donate=False,
-    )
-    return _unpack(bare, list(_Launch.apply(bare, table, *work.params, *work.grads, *(s for slot in work.slots for s in slot))))
+    result: Result = launch.step(work, tables)
+    return result
 
 
-class _Launch(torch.autograd.Function):
-    """The kernel computes the value; the rule, run by torch, supplies every derivative, of any order.
+def _launch_differentiable(work: Work) -> Result:
+    from funcopt.kernels import differentiable
 
-    Takes the work for its structure, the coefficients as a (sets, fields) float64 tensor, and the params, the grads and
-    the slots in use, one list behind the other; gives the new params and slots so.
-    """
-
-    @staticmethod
-    def forward(work: Work, table: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return _pack(_launch(_refill(work, table, tensors)))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.work, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-
-    @staticmethod
-    def rule(work: Work) -> Callable[..., tuple[Tensor, ...]]:
-        return lambda table, *tensors: _pack(_run_eager(_refill(work, table, tensors)))
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        _, pull = torch.func.vjp(_Launch.rule(ctx.work), *ctx.saved_tensors)
-        return None, *pull(cotangents)
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
-        primals = ctx.saved_tensors
-        filled = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents, strict=True))
-        return torch.func.jvp(_Launch.rule(ctx.work), primals, filled)[1]
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], work: Work, table: Tensor, *tensors: Tensor) -> Any:
-        _, table_dim, *dims = in_dims
-        if table_dim is not None:  # numbers that differ from one element of the batch to the next: the rule, by torch
-            out = torch.vmap(_Launch.rule(work), (table_dim, *dims))(table, *tensors)
-        else:
-            batch = [
-                t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
-                for t, d in zip(tensors, dims, strict=True)
-            ]
-            out = _Launch.apply(work, table, *batch)
-        return out, (0,) * len(out)
-
-
-def _refill(work: Work, table: Tensor, tensors: tuple[Tensor, ...]) -> Work:
-    """The work with these tensors in it, as `_Launch` takes them."""
-    n, fields = len(work.params), type(work.coefficients[0])
-    params, grads, *slots = (list(tensors[i : i + n]) for i in range(0, len(tensors), n))
-    return replace(
-        work, params=params, grads=grads, slots=slots, coefficients=[fields(*row.unbind()) for row in table.unbind()]
-    )
-
-
-def _pack(result: Result) -> tuple[Tensor, ...]:
-    params, slots = result
-    return (*params, *(s for slot in slots for s in slot))
-
-
-def _unpack(work: Work, flat: list[Tensor]) -> Result:
-    params, *slots = (flat[i : i + len(work.params)] for i in range(0, len(flat), len(work.params)))
-    return params, slots
+    result: Result = differentiable.step(work)
+    return result

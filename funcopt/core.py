@@ -4,9 +4,9 @@ A rule is one algorithm, written once: its numbers, its state, and two functions
 
 - `coefficients(t, **hparams)` works out, once a step and in float64, the scalars that the equation needs from the step
   number t = 1, 2, … and the hyperparameters (bias corrections, lr·weight_decay), as a dict.
-- `update(p, g, *slots, c, *flags)` is the equation for one element: it returns the new p, and a tuple of the new slots. `c`
-  has the coefficients as attributes. A slot that is not in use is None, and left out of what is returned. The text may use
-  arithmetic, comparisons, `if` on flags and on `slot is None`, other such functions, and `funcopt.ops`.
+- `update(p, g, *slots, c, *flags)` is the equation for one element: it returns the new p, and a tuple of the new slots.
+  `c` has the coefficients as attributes. A slot that is not in use is None, and left out of what is returned. The text
+  may use arithmetic, comparisons, `if` on flags and on `slot is None`, other such functions, and `funcopt.ops`.
 """
 
 import inspect
@@ -89,11 +89,12 @@ def _is_set(name: str, choices: Mapping[str, Any]) -> bool:
 def _check_params(leaves: Sequence[Any], params: Tree) -> None:
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"{tree.paths(params, 'params')[index]} is a {type(leaf).__name__}; params holds tensors only")
-        if not leaf.dtype.is_floating_point:
             raise TypeError(
-                f"{tree.paths(params, 'params')[index]} has dtype {leaf.dtype}; an optimizer updates floating-point tensors"
+                f"{tree.paths(params, 'params')[index]} is a {type(leaf).__name__}; params holds tensors only"
             )
+        if not leaf.dtype.is_floating_point:
+            path = tree.paths(params, "params")[index]
+            raise TypeError(f"{path} has dtype {leaf.dtype}; an optimizer updates floating-point tensors")
 
 
 def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> None:
@@ -169,9 +170,10 @@ def _check_update(made: Rule) -> None:
     expected = 2 + len(made.slots) + 1 + len(made.flags)
     if len(update) != expected or update[expected - len(made.flags) :] != list(made.flags):
         slots = [slot.name for slot in made.slots]
+        wanted = ", ".join(["p", "g", *slots, "c", *made.flags])
         raise TypeError(
-            f"{made.name}: update takes ({', '.join(['p', 'g', *slots, 'c', *made.flags])}), the flags under these names "
-            f"and the rest under names of your own; got ({', '.join(update)})"
+            f"{made.name}: update takes ({wanted}), the flags under these names and the rest under names of your own; "
+            f"got ({', '.join(update)})"
         )
 
 
@@ -257,7 +259,8 @@ class PureOptimizer:
         Args:
             params: a pytree of floating-point tensors.
             grads: a tree like params of tensors of each parameter's shape, dtype and device, or None: a parameter
-                without a gradient is returned as it is, with its slots and its step count. None may stand for a subtree.
+                without a gradient is returned as it is, with its slots and its step count. None may stand for a
+                subtree.
             state: from `init` or an earlier step.
             hparams: from `self.hparams`; see there.
             donate: give up params and state: the step may write its results into them. Ignored where a derivative is
@@ -273,9 +276,7 @@ class PureOptimizer:
         slots = {"step": new.steps, **new.slots}
         return tree.unflatten(new.params, spec), {name: tree.unflatten(slots[name], spec) for name in state}
 
-    def _leaves(
-        self, params: Tree, grads: Tree, state: State, numbers: Mapping[str, Any]
-    ) -> tuple[Leaves, tree.Spec]:
+    def _leaves(self, params: Tree, grads: Tree, state: State, numbers: Mapping[str, Any]) -> tuple[Leaves, tree.Spec]:
         """Everything checked and flattened, leaf beside leaf; a leaf without a gradient has None among the grads."""
         columns = hyper.columns(self.rule.hparams, numbers)
         self._check_slots(state, numbers)

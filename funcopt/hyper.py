@@ -116,7 +116,7 @@ def broadcast(column: Any, params: tree.Tree, leaves: Sequence[Tensor], label: s
 
     Raises ValueError where a tree is no prefix of params, or a tensor does not broadcast to its leaf's shape.
     """
-    if isinstance(column, Tensor) and column.dim() == 0 or isinstance(column, float | int | torch.SymFloat):
+    if isinstance(column, float | int) or (isinstance(column, Tensor) and column.dim() == 0):
         return column
     values = PerLeaf(tree.broadcast(column, params, label))
     for index, (value, leaf) in enumerate(zip(values, leaves, strict=True)):
@@ -126,10 +126,9 @@ def broadcast(column: Any, params: tree.Tree, leaves: Sequence[Tensor], label: s
                     f"{label} has shape {tuple(value.shape)}, which does not broadcast to the shape "
                     f"{tuple(leaf.shape)} of {tree.paths(params, 'params')[index]}"
                 )
-        elif not isinstance(value, float | int | torch.SymFloat):
-            raise TypeError(
-                f"{label} for {tree.paths(params, 'params')[index]} is a {type(value).__name__}; give a float or a tensor"
-            )
+        elif not isinstance(value, float | int):
+            path = tree.paths(params, "params")[index]
+            raise TypeError(f"{label} for {path} is a {type(value).__name__}; give a float or a tensor")
     return values
 
 
@@ -143,19 +142,24 @@ def _default(part: Number | Pair) -> Any:
 
 def _components(name: str, part: Pair, value: Any) -> Sequence[Any]:
     if not isinstance(value, tuple | list) or len(value) != len(part):
-        raise ValueError(f"{name} takes a tuple of {len(part)} values, each a number or a tree of numbers; got {value!r}")
+        raise ValueError(
+            f"{name} takes a tuple of {len(part)} values, each a number or a tree of numbers; got {value!r}"
+        )
     return value
 
 
 def _checked(name: str, part: Number | Pair, value: Any) -> Any:
     if isinstance(part, Number):
         return tree.map(lambda leaf: _checked_leaf(name, part, leaf), value)
-    return tuple(_checked(f"{name}[{i}]", p, v) for i, (p, v) in enumerate(zip(part, _components(name, part, value))))
+    return tuple(
+        _checked(f"{name}[{i}]", p, v)
+        for i, (p, v) in enumerate(zip(part, _components(name, part, value), strict=True))
+    )
 
 
 def _checked_leaf(name: str, number: Number, value: Any) -> float | Tensor:
     if isinstance(value, Tensor):
-        if not (value.dtype.is_floating_point):
+        if not value.dtype.is_floating_point:
             raise TypeError(f"{name} is a tensor of {value.dtype}; give a floating-point tensor or a float")
         if not _readable(value):
             return value
@@ -167,8 +171,6 @@ def _checked_leaf(name: str, number: Number, value: Any) -> float | Tensor:
         if float(value) in number:
             return float(value)
         shown = value
-    elif isinstance(value, torch.SymFloat | torch.SymInt):
-        return value
     else:
         raise TypeError(f"{name} takes a float or a floating-point tensor; got {type(value).__name__}: {value!r}")
     raise ValueError(f"Invalid {number.name}: {shown} ({name} takes numbers in {number.range})")

@@ -240,7 +240,10 @@ class _Adapter(torch.optim.Optimizer):
             else tree.unflatten([v for v, g in zip(values, self.param_groups, strict=True) for _ in g["params"]], spec)
             for values in zip(*by_group, strict=True)
         ]
-        slots = sorted({s for n in numbers for s in first.rule.slots_for(n, first.flags)}, key=[s.name for s in first.rule.slots].index)
+        slots = sorted(
+            {s for n in numbers for s in first.rule.slots_for(n, first.flags)},
+            key=[s.name for s in first.rule.slots].index,
+        )
         states = [self._state_of(p, group, slots) for p, group in zip(params, groups, strict=True)]
         state = {name: tree.unflatten([s[name].detach().clone() for s in states], spec) for name in ["step", *slots]}
         hparams = first.hparams(**hyper.nest(first.rule.hparams, columns))
@@ -275,26 +278,29 @@ class _Adapter(torch.optim.Optimizer):
                 if counts[i] == 0:
                     self.state.pop(p, None)
                     continue
-                values = {name: v[i].detach().clone().to(p.device) for name, v in slots.items()}
+                new_state = {name: v[i].detach().clone().to(p.device) for name, v in slots.items()}
                 if self._counts:
-                    values["step"] = counts[i].detach().clone()
-                if values:
-                    self.state[p].update(values)
+                    new_state["step"] = counts[i].detach().clone()
+                if new_state:
+                    self.state[p].update(new_state)
 
     def _named(self) -> Tree:
         if "param_names" not in self.param_groups[0]:
             return [p for group in self.param_groups for p in group["params"]]
-        pairs = [pair for group in self.param_groups for pair in zip(group["param_names"], group["params"], strict=True)]
+        pairs = [
+            pair for group in self.param_groups for pair in zip(group["param_names"], group["params"], strict=True)
+        ]
         if len(dict(pairs)) != len(pairs):
             raise ValueError("two parameters have the same name; a pytree by name needs each to have its own")
         return dict(pairs)
 
 
 def _rounds(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The params once each; those that a group has more often again in a next round, as torch.optim steps them again."""
+    """The params once each; those that a group has again, in a next round: torch.optim steps them again."""
     while params:
         seen: set[int] = set()
-        once, again = [], []
+        once: list[Tensor] = []
+        again: list[Tensor] = []
         for p in params:
             (again if id(p) in seen else once).append(p)
             seen.add(id(p))
@@ -306,7 +312,7 @@ def _rounds(params: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class SGD(_Adapter):
-    """`torch.optim.SGD` over `funcopt.sgd`: the same arguments and defaults, and `backend`; see there for the equation.
+    """`torch.optim.SGD` over `funcopt.sgd`, where the equation stands: the same arguments and defaults, and `backend`.
 
     Args:
         params: parameters, (name, parameter) pairs, or dicts of groups.
@@ -359,7 +365,7 @@ class SGD(_Adapter):
 
 
 class Adam(_Adapter):
-    """`torch.optim.Adam` over `funcopt.adam`: the same arguments and defaults, and `backend`; see there for the equation.
+    """`torch.optim.Adam` over `funcopt.adam`, where the equation stands: the same arguments, defaults, and `backend`.
 
     Args:
         params: parameters, (name, parameter) pairs, or dicts of groups.
@@ -423,7 +429,7 @@ class Adam(_Adapter):
 
 
 class AdamW(Adam):
-    """`torch.optim.AdamW` over `funcopt.adamw`: the same arguments and defaults, and `backend`; see there for the equation.
+    """`torch.optim.AdamW` over `funcopt.adamw`, where the equation stands: the same arguments, defaults, and `backend`.
 
     Args:
         params: parameters, (name, parameter) pairs, or dicts of groups.
@@ -510,7 +516,7 @@ def from_pure(opt: PureOptimizer, name: str | None = None) -> type[_Adapter]:
         ]
     )
 
-    def __init__(self: _Adapter, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: _Adapter, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)

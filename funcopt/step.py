@@ -69,9 +69,7 @@ def step(
         return replace(
             leaves,
             params=_put(leaves.params, active, params),
-            slots={
-                name: _put(old, active, new) for (name, old), new in zip(leaves.slots.items(), slots, strict=True)
-            },
+            slots={name: _put(old, active, new) for (name, old), new in zip(leaves.slots.items(), slots, strict=True)},
             steps=_advance(leaves.steps, active, donate, tracing),
         )
 
@@ -127,7 +125,7 @@ def _coefficients(
     ]
     times = [c.item() + 1 if not tracing and _readable(c) else None for c in counts]
     # A step number stands for itself, a count that cannot be read for its place, which is negative to differ.
-    keys = [[-k if t is None else t for t, k in zip(times, _same(counts, tracing), strict=True)]]
+    keys: list[list[Any]] = [[-k if t is None else t for t, k in zip(times, _same(counts, tracing), strict=True)]]
     keys += [_same(column, tracing) for column in columns if isinstance(column, hyper.PerLeaf)]
     sets: list[tuple[Any, ...]] = []
     found: dict[tuple[Any, ...], int] = {}

@@ -1,4 +1,4 @@
-"""One launch for all leaves of a kind: the tables that the kernel reads, and what may be used again at the next step."""
+"""One launch for all leaves of a kind: the tables that the kernel reads, and what of them serves the next step too."""
 
 import contextlib
 from collections.abc import Hashable
@@ -19,7 +19,12 @@ __all__ = ["step"]
 # way to hide memory's latency. Chosen by rule, not by autotuning, which would run an in-place kernel several times.
 BLOCK, WARPS = 1024, 4
 
-TRITON_DTYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+TRITON_DTYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 
 Leaf = list[Tensor]
 

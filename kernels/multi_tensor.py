@@ -1,9 +1,9 @@
 """The one kernel: every tensor of a launch updated by one rule, chunk by chunk.
 
 `table` has a row of int64 for each tensor: its number of elements, the row of its coefficients, whether all of its
-addresses are multiples of 16, then the addresses of p, g and the slots in use, and of where the new p and slots go. `chunks` has
-for each program the tensor in its upper 32 bits and the chunk within that tensor in its lower, so that offsets, which are
-64 bits wide, have no limit. Nothing a step changes is a specialised argument: the numbers come from memory too.
+addresses are multiples of 16, then the addresses of p, g and the slots in use, and of where the new p and slots go.
+`chunks` has for each program the tensor in its upper 32 bits and the chunk within that tensor in its lower, so that
+offsets, 64 bits wide, have no limit. Nothing that a step changes is a specialised argument: the numbers are in memory.
 """
 
 import builtins
@@ -84,8 +84,8 @@ def multi_tensor_update(
 def arguments(present: tuple[bool, ...], flags: tuple[bool, ...]) -> Any:
     """What a rule's update takes after p and g, made from c and the slots in use: `(*slots, c, *flags)`.
 
-    It is a NamedTuple type because a kernel can make one with None in it, for a slot that is not in use. Triton's cache of
-    compiled kernels goes by its name.
+    It is a NamedTuple type because a kernel can make one with None in it, for a slot that is not in use. Triton's cache
+    of compiled kernels goes by its name.
     """
     fields = [f"slot{k}" for k in range(len(present))] + ["c"] + [f"flag{k}" for k in range(len(flags))]
 
@@ -111,9 +111,7 @@ def to_triton(function: Callable[..., Any]) -> Any:
         TypeError: it names something that Triton has no counterpart of.
     """
     found = inspect.getclosurevars(function)
-    names = {
-        name: _counterpart(function, name, value) for name, value in {**found.globals, **found.nonlocals}.items()
-    }
+    names = {name: _counterpart(function, name, value) for name, value in {**found.globals, **found.nonlocals}.items()}
     scope = {**names, "tl": tl, "__name__": function.__module__, "__builtins__": builtins}
     copy = types.FunctionType(
         function.__code__,

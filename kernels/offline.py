@@ -1,7 +1,7 @@
 """What the kernel of a rule is on a GPU that is not here: compiled for it, and read.
 
-`assembly` compiles a rule's kernel for a GPU by name, which needs no device; `accesses` and `bytes_per_element` read its
-loads and stores, `local_memory` what it spills.
+`assembly` compiles a rule's kernel for a GPU by name, which needs no device; `accesses` and `bytes_per_element` read
+its loads and stores, `local_memory` what it spills.
 """
 
 import re
@@ -81,7 +81,9 @@ def accesses(text: str) -> dict[str, list[int]]:
         # What is not uniform has its address in vector registers: `off`. A masked chunk goes element by element.
         found = re.findall(r"global_(load|store)_dwordx?(\d) [^\n]*\boff\b", text)
         widths = [("ld" if kind == "load" else "st", 4 * int(n)) for kind, n in found]
-    return {name: [width for kind, width in widths if kind == name[:2].replace("lo", "ld")] for name in ("load", "store")}
+    return {
+        name: [width for kind, width in widths if kind == name[:2].replace("lo", "ld")] for name in ("load", "store")
+    }
 
 
 def bytes_per_element(text: str) -> float:

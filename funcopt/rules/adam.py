@@ -16,7 +16,7 @@ https://openreview.net/forum?id=ryQu7f-RZ
 """
 
 from funcopt.core import Slot, rule
-from funcopt.hyper import fraction, nonnegative
+from funcopt.hyper import Spec, fraction, nonnegative
 from funcopt.ops import maximum, one_minus_power, sqrt
 
 
@@ -56,7 +56,7 @@ def adam_step(p, g, m, v, v_max, c, amsgrad):
     return p - c.step_size * (m / (sqrt(v_hat) / c.sqrt_bias2 + c.eps)), slots
 
 
-adam_hparams = {
+adam_hparams: Spec = {
     "lr": nonnegative(1e-3, "learning rate"),
     "betas": (fraction(0.9, "beta parameter at index 0"), fraction(0.999, "beta parameter at index 1")),
     "eps": nonnegative(1e-8, "epsilon value"),

@@ -32,7 +32,7 @@ def update(p, g, m, v, v_max, c, amsgrad, maximize):
 
 adamw = rule(
     "adamw",
-    hparams=adam_hparams | {"weight_decay": nonnegative(0.01, "weight_decay value")},
+    hparams={**adam_hparams, "weight_decay": nonnegative(0.01, "weight_decay value")},
     slots=adam_slots,
     flags={"amsgrad": False, "maximize": False},
     coefficients=coefficients,

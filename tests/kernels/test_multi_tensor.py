@@ -1,5 +1,7 @@
 """The kernel against torch's run of the same rule, on a GPU or in Triton's interpreter."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,9 @@ def ieee_sqrt(monkeypatch):
     """torch.sqrt on the CPU is MKL's, which is off by one bit for one number in a hundred; Triton's is IEEE's."""
     plain = torch.sqrt
     monkeypatch.setattr(
-        torch, "sqrt", lambda x: torch.from_numpy(np.asarray(np.sqrt(x.numpy()))) if x.device.type == "cpu" else plain(x)
+        torch,
+        "sqrt",
+        lambda x: torch.from_numpy(np.asarray(np.sqrt(x.numpy()))) if x.device.type == "cpu" else plain(x),
     )
 
 
@@ -33,7 +37,7 @@ def leaves(tree):
 
 
 def assert_same(got, want, largest):
-    """Bit for bit in the interpreter. A GPU contracts a·b + c and divides within 2 ulp: some ulp of the largest number."""
+    """Bit for bit in the interpreter. A GPU contracts a·b + c and divides within 2 ulp: some ulp of the largest."""
     for a, b in zip(leaves(got), leaves(want), strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
@@ -77,7 +81,9 @@ def test_is_the_torch_run_of_the_rule(factory, flags, donate, dtype, slot_dtype,
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NumPy's, in the interpreter
 def test_numbers_at_the_edges_of_the_dtype(device, ieee_sqrt):
     tiny, huge = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
-    edge = torch.tensor([0.0, -0.0, tiny, -tiny, tiny / 8, huge, -huge, torch.inf, -torch.inf, torch.nan], device=device)
+    edge = torch.tensor(
+        [0.0, -0.0, tiny, -tiny, tiny / 8, huge, -huge, torch.inf, -torch.inf, torch.nan], device=device
+    )
     p, g = (t.flatten().contiguous() for t in torch.meshgrid(edge, edge, indexing="ij"))
     eager, triton = funcopt.adamw(amsgrad=True, backend="eager"), funcopt.adamw(amsgrad=True, backend="triton")
     hparams = eager.hparams()
@@ -199,7 +205,7 @@ def test_tables_are_kept_and_follow_what_moved(device):
     for p, q in zip(params, theirs, strict=True):
         torch.testing.assert_close(p, q)
     assert len({address for address, _ in kept}) == 1
-    changed = [(a != b).any(1).tolist() for (_, a), (_, b) in zip(kept, kept[1:])]
+    changed = [(a != b).any(1).tolist() for (_, a), (_, b) in itertools.pairwise(kept)]
     assert changed == [[False] * 3, [False] * 3, [True] * 3, [False, True, False], [False] * 3]
 
 
