@@ -1,5 +1,7 @@
 """Optimizers for PyTorch as pure functions `(params, grads, state, hparams) -> (params, state)` over pytrees."""
 
+from pathlib import Path
+
 from funcopt import optim
 from funcopt.core import PureOptimizer, Slot, rule
 from funcopt.describe import describe
@@ -20,3 +22,7 @@ __all__ = [
     "sgd",
 ]
 __version__ = "0.1.0"
+
+# A source checkout has `kernels` beside this package, an installation in it. Where the checkout is not installed, this is
+# how its `funcopt.kernels` is found.
+__path__.append(str(Path(__file__).parent.parent))

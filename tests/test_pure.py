@@ -1,0 +1,415 @@
+"""The pure optimizer: structure, purity, hparams, errors."""
+
+import copy
+import itertools
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import funcopt
+from tests.rules_table import COMBINATIONS, IDS, NUMBERS
+
+leaves_of = torch.utils._pytree.tree_leaves
+
+
+class Layer(NamedTuple):
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def tensors(*shapes, dtype=torch.float64):
+    return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+
+TREES = {
+    "tensor": lambda a, b, c: a,
+    "list": lambda a, b, c: [a, b, c],
+    "tuple": lambda a, b, c: (a, b, c),
+    "dict": lambda a, b, c: {"w": a, "b": b, "s": c},
+    "nested": lambda a, b, c: {"layers": [{"w": a}, (b, [c])], "none": {}},
+    "NamedTuple": lambda a, b, c: {"layers": [Layer(a, b)], "scale": c},
+}
+
+
+def make(tree):
+    return TREES[tree](*tensors((3, 4), (4,), ()))
+
+
+def run(opt, params, hparams, steps=3, seed=1, **kwargs):
+    torch.manual_seed(seed)
+    state = opt.init(params, hparams)
+    for _ in range(steps):
+        grads = torch.utils._pytree.tree_map(torch.randn_like, params)
+        params, state = opt(params, grads, state, hparams, **kwargs)
+    return params, state
+
+
+def tensors_of(tree):
+    return [leaf for leaf in leaves_of(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(tensors_of(a), tensors_of(b), strict=True))
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_any_pytree(factory, tree):
+    opt = factory()
+    hparams = opt.hparams(**NUMBERS[factory.__name__])
+    params = make(tree)
+    new, state = run(opt, params, hparams)
+    spec = torch.utils._pytree.tree_structure(params)
+    assert torch.utils._pytree.tree_structure(new) == spec
+    assert all(torch.utils._pytree.tree_structure(slot) == spec for slot in state.values())
+    assert type(state) is dict
+    flat, flat_state = run(opt, leaves_of(params), hparams)
+    assert same(leaves_of(new), flat)
+    assert same(state, flat_state)
+
+
+@pytest.mark.parametrize(("factory", "flags"), COMBINATIONS, ids=IDS)
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_inputs_are_not_modified(factory, flags, backend):
+    opt = factory(backend=backend, **flags)
+    hparams = opt.hparams(**NUMBERS[factory.__name__])
+    params, state = run(opt, make("dict"), hparams)
+    grads = {name: torch.randn_like(p) for name, p in params.items()}
+    grads["s"] = None
+    given = (params, grads, state, hparams)
+    versions = [t._version for t in tensors_of(given)]
+    before = copy.deepcopy(given)
+    first = opt(*given)
+    assert same(given, before)
+    assert versions == [t._version for t in tensors_of(given)]
+    assert same(first, opt(*given))
+
+
+def test_order_of_entries_means_nothing():
+    opt = funcopt.adamw()
+    a, b = tensors((3,), (2, 2))
+    ga, gb = tensors((3,), (2, 2))
+    hparams = opt.hparams(lr={"b": 0.1, "a": 0.2})
+    params = {"a": a, "b": b}
+    state = opt.init(params, hparams)
+    want, want_state = opt(params, {"a": ga, "b": gb}, state, hparams)
+    turned = {name: dict(reversed(slot.items())) for name, slot in reversed(state.items())}
+    got, got_state = opt(params, {"b": gb, "a": ga}, turned, hparams)
+    assert list(got) == ["a", "b"]
+    assert same(got, want)
+    assert all(torch.equal(got_state[n][k], want_state[n][k]) for n, k in itertools.product(want_state, "ab"))
+
+
+def test_gradients_of_a_list_may_come_as_the_tuple_of_autograd():
+    opt = funcopt.sgd()
+    params = [p.requires_grad_() for p in tensors((3,), ())]
+    grads = torch.autograd.grad(sum((p**2).sum() for p in params), params)
+    new, _ = opt(params, grads, opt.init(params), opt.hparams(lr=0.5))
+    assert isinstance(new, list)
+    assert all(torch.equal(p, torch.zeros_like(p)) for p in new)
+
+
+def test_a_leaf_without_gradient_is_left_alone(factory):
+    opt = factory()
+    hparams = opt.hparams(**NUMBERS[factory.__name__])
+    params, state = run(opt, make("nested"), hparams)
+    grads = {"layers": [{"w": torch.ones(3, 4, dtype=torch.float64)}, None], "none": {}}  # None for a subtree
+    new, after = opt(params, grads, state, hparams)
+    assert new["layers"][1][0] is params["layers"][1][0]
+    for name in state:
+        assert after[name]["layers"][1][0] is state[name]["layers"][1][0]
+        assert not torch.equal(after[name]["layers"][0]["w"], state[name]["layers"][0]["w"])
+    assert float(after["step"]["layers"][0]["w"]) == 4
+    assert float(after["step"]["layers"][1][0]) == 3
+
+
+def test_frozen_leaves_catch_up_by_their_own_count():
+    """Bias correction goes by the leaf's own number of steps, as torch.optim's does."""
+    opt = funcopt.adam()
+    hparams = opt.hparams(lr=0.1)
+    params = {"a": torch.zeros(2, dtype=torch.float64), "b": torch.zeros(2, dtype=torch.float64)}
+    state = opt.init(params, hparams)
+    g = torch.ones(2, dtype=torch.float64)
+    for t in range(4):
+        params, state = opt(params, {"a": g, "b": g if t == 3 else None}, state, hparams)
+    torch.testing.assert_close(params["b"], torch.full((2,), -0.1, dtype=torch.float64), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("slot_dtype", [None, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_dtypes_stay(factory, dtype, slot_dtype):
+    opt = factory()
+    hparams = opt.hparams(**NUMBERS[factory.__name__])
+    params = {"w": torch.randn(3, 4, dtype=dtype), "s": torch.ones((), dtype=dtype), "e": torch.ones(0, dtype=dtype)}
+    state = opt.init(params, hparams, slot_dtype=slot_dtype)
+    new, after = params, state
+    for _ in range(2):
+        new, after = opt(new, params, after, hparams)
+    described = [(t.dtype, t.shape) for t in leaves_of((params, state))]
+    assert described == [(t.dtype, t.shape) for t in leaves_of((new, after))]
+    for name, slot in state.items():
+        wanted = torch.float32 if name == "step" else slot_dtype or dtype
+        assert {t.dtype for t in leaves_of(slot)} == {wanted}
+
+
+def test_low_precision_computes_in_float32():
+    """A step smaller than bfloat16 resolves still moves a float32 moment by the right amount."""
+    opt = funcopt.adamw()
+    p = torch.ones(4, dtype=torch.bfloat16)
+    g = torch.full((4,), 1e-3, dtype=torch.bfloat16)
+    hparams = opt.hparams(betas=(0.9, 0.999))
+    _, state = opt(p, g, opt.init(p, hparams, slot_dtype=torch.float32), hparams)
+    truth = g.double() ** 2 * (1 - 0.999)  # bfloat16(0.999) is 1
+    torch.testing.assert_close(state["exp_avg_sq"].double(), truth, rtol=1e-6, atol=0)
+
+
+def test_float16_at_zero_gradients_has_no_nan(factory):
+    """In torch.optim the eps of 1e-8 is zero in float16, and 0 / 0 follows."""
+    opt = factory()
+    p = torch.ones(3, dtype=torch.float16)
+    new, state = run(opt, p, opt.hparams(**NUMBERS[factory.__name__] | {"weight_decay": 0.0}), steps=0)
+    new, _ = opt(p, torch.zeros_like(p), state, opt.hparams(**NUMBERS[factory.__name__] | {"weight_decay": 0.0}))
+    assert torch.equal(new, p)
+
+
+# ---- hparams --------------------------------------------------------------------------------------------------------
+
+
+def test_hparams_as_floats_tensors_and_trees_are_the_same_numbers(factory):
+    opt = factory()
+    numbers = NUMBERS[factory.__name__]
+    params = make("nested")
+    want = run(opt, params, opt.hparams(**numbers))
+    spec = torch.utils._pytree.tree_structure(params)
+
+    def number(v):
+        return torch.tensor(v, dtype=torch.float64)
+
+    for form in (
+        number,
+        lambda v: {"layers": v, "none": {}},
+        lambda v: {"layers": [number(v), v], "none": {}},
+        lambda v: torch.utils._pytree.tree_unflatten([v] * spec.num_leaves, spec),
+        lambda v: torch.utils._pytree.tree_map(lambda p: torch.full_like(p, v), params),
+        lambda v: torch.utils._pytree.tree_map(lambda p: torch.full(p.shape[-1:], v, dtype=p.dtype), params),
+    ):
+        got = run(opt, params, opt.hparams(**{name: form(value) for name, value in numbers.items()}))
+        for a, b in zip(leaves_of(got), leaves_of(want), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
+
+
+def test_one_number_for_each_leaf_is_a_call_for_each():
+    opt = funcopt.adamw()
+    params = make("list")
+    lrs = [0.1, 0.2, torch.tensor(0.3, dtype=torch.float64)]
+    betas = ([0.5, 0.6, 0.7], 0.99)
+    got, _ = run(opt, params, opt.hparams(lr=lrs, betas=betas))
+    torch.manual_seed(1)
+    grads = [[torch.randn_like(p) for p in params] for _ in range(3)]
+    for i, p in enumerate(params):
+        hparams = opt.hparams(lr=lrs[i], betas=(betas[0][i], 0.99))
+        state = opt.init(p, hparams)
+        for g in grads:
+            p, state = opt(p, g[i], state, hparams)
+        assert torch.equal(p, got[i])
+
+
+def test_one_number_for_each_weight():
+    opt = funcopt.sgd()
+    lr = torch.arange(4.0, dtype=torch.float64)
+    p = torch.zeros(3, 4, dtype=torch.float64)
+    new, _ = opt(p, torch.ones_like(p), opt.init(p), opt.hparams(lr=lr))
+    assert torch.equal(new, -lr.expand(3, 4))
+
+
+def test_defaults_are_torch_optims(factory):
+    reference = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[factory.__name__]
+    defaults = reference([torch.zeros(1, requires_grad=True)]).defaults
+    hparams = factory().hparams()
+    assert {name: defaults[name] for name in hparams} == hparams
+
+
+HPARAM_ERRORS = [
+    ({"lrr": 1}, TypeError, r"no hyperparameter 'lrr'; did you mean 'lr'\? allowed: lr, betas, eps, weight_decay"),
+    ({"lr": -1}, ValueError, r"Invalid learning rate: -1 .*lr takes numbers in \[0, inf\)"),
+    ({"lr": float("nan")}, ValueError, "Invalid learning rate: nan"),
+    ({"lr": {"a": 0.1, "b": -2.0}}, ValueError, "Invalid learning rate: -2.0"),
+    ({"lr": torch.tensor([0.1, -0.5])}, ValueError, "Invalid learning rate: -0.5"),
+    ({"lr": "0.1"}, TypeError, "lr takes a float or a floating-point tensor; got str: '0.1'"),
+    ({"lr": True}, TypeError, "got bool"),
+    ({"lr": None}, TypeError, "got NoneType"),
+    ({"lr": torch.tensor(1)}, TypeError, "torch.int64"),
+    ({"betas": 0.9}, ValueError, "betas takes a tuple of 2 values"),
+    ({"betas": (0.9,)}, ValueError, "betas takes a tuple of 2 values"),
+    (
+        {"betas": (0.9, 1.0)},
+        ValueError,
+        r"Invalid beta parameter at index 1: 1.0 \(betas\[1\] takes numbers in \[0, 1\)",
+    ),
+    ({"eps": -1e-8}, ValueError, "Invalid epsilon value: -1e-08"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "kind", "message"), HPARAM_ERRORS, ids=str)
+def test_a_wrong_hparam_is_named(numbers, kind, message):
+    with pytest.raises(kind, match=message):
+        funcopt.adamw().hparams(**numbers)
+
+
+def test_numbers_that_do_not_go_together():
+    with pytest.raises(
+        ValueError, match=r"Nesterov momentum requires a momentum and zero dampening; got momentum=0\.0"
+    ):
+        funcopt.sgd(nesterov=True).hparams()
+    assert funcopt.sgd(nesterov=True).hparams(momentum=0.9)["momentum"] == 0.9
+
+
+def test_a_wrong_flag_is_named():
+    with pytest.raises(TypeError, match=r"no flag 'amsgrd'; did you mean 'amsgrad'\? allowed: amsgrad, maximize, back"):
+        funcopt.adamw(amsgrd=True)
+    with pytest.raises(TypeError, match=r"lr is a number: pass it to opt\.hparams\(lr=…\)"):
+        funcopt.adamw(lr=0.1)
+    with pytest.raises(TypeError, match="amsgrad takes True or False; got 1"):
+        funcopt.adamw(amsgrad=1)
+    with pytest.raises(ValueError, match="backend='trito' is unknown; did you mean 'triton'"):
+        funcopt.adamw(backend="trito")
+
+
+# ---- mismatches are named by their path -----------------------------------------------------------------------------
+
+PARAMS = {"layers": [Layer(torch.zeros(2, 3), torch.zeros(3))], "scale": torch.zeros(())}
+
+
+def grads(**changes):
+    layer = Layer(torch.zeros(2, 3), torch.zeros(3))._replace(**{k: v for k, v in changes.items() if k != "scale"})
+    return {"layers": [layer], "scale": changes.get("scale", torch.zeros(()))}
+
+
+GRAD_ERRORS = [
+    (grads(weight=torch.zeros(3, 2)), ValueError, r"grads\['layers'\]\[0\]\.weight has shape \(3, 2\).* \(2, 3\)"),
+    (grads(bias=torch.zeros(3).double()), ValueError, r"grads\['layers'\]\[0\]\.bias is torch.float64, but params"),
+    (grads(scale=1.0), TypeError, r"grads\['scale'\] is a float"),
+    (grads(scale=[torch.zeros(())]), ValueError, r"grads\['scale'\] is a list, but params has a single leaf there"),
+    (grads(bias=torch.zeros(3, device="meta")), ValueError, r"grads\['layers'\]\[0\]\.bias .*on meta"),
+    ({"layers": grads()["layers"]}, ValueError, r"grads\['scale'\] is missing"),
+    (grads() | {"extra": 1}, ValueError, r"grads\['extra'\] has no counterpart in params"),
+    (torch.zeros(3), ValueError, r"grads is a Tensor, but params has a dict there with the entries \['layers'\]"),
+]
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize(("wrong", "kind", "message"), GRAD_ERRORS, ids=[message for *_, message in GRAD_ERRORS])
+def test_a_gradient_that_does_not_fit(wrong, kind, message, donate):
+    opt = funcopt.adamw()
+    params = copy.deepcopy(PARAMS)
+    state = opt.init(params)
+    before = copy.deepcopy((params, state))
+    with pytest.raises(kind, match=message):
+        opt(params, wrong, state, opt.hparams(), donate=donate)
+    assert same((params, state), before)
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+STATE_ERRORS = [
+    (lambda s: without(s, "exp_avg"), r"state has no 'exp_avg', which .*adamw.* needs"),
+    (lambda s: without(s, "step"), r"state has no 'step'"),
+    (lambda s: s | {"exp_avgs": s["exp_avg"]}, r"state\['exp_avgs'\] is not a slot of adamw; did you mean 'exp_avg'"),
+    (
+        lambda s: s | {"exp_avg": grads(bias=torch.zeros(4))},
+        r"state\['exp_avg'\]\['layers'\]\[0\]\.bias has shape \(4,",
+    ),
+    (lambda s: s | {"step": grads()}, r"state\['step'\]\['layers'\]\[0\]\.weight must be a 0-d tensor"),
+    (lambda s: s | {"exp_avg": {"layers": s["exp_avg"]["layers"]}}, r"state\['exp_avg'\]\['scale'\] is missing"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), STATE_ERRORS, ids=[message for _, message in STATE_ERRORS])
+def test_a_state_that_does_not_fit(change, message):
+    opt = funcopt.adamw()
+    with pytest.raises(ValueError, match=message):
+        opt(PARAMS, grads(), change(opt.init(PARAMS)), opt.hparams())
+
+
+def test_state_of_other_flags_or_numbers():
+    opt, state = funcopt.adamw(amsgrad=True), funcopt.adamw().init(PARAMS)
+    with pytest.raises(ValueError, match=r"state has no 'max_exp_avg_sq', which .*amsgrad=True"):
+        opt(PARAMS, grads(), state, opt.hparams())
+    opt, state = funcopt.sgd(), funcopt.sgd().init(PARAMS)
+    with pytest.raises(ValueError, match=r"state has no 'momentum_buffer', which .*opt\.init\(params, hparams\) makes"):
+        opt(PARAMS, grads(), state, opt.hparams(momentum=0.9))
+
+
+HPARAM_TREE_ERRORS = [
+    ({"lr": {"layers": 0.1}}, ValueError, r"hparams\['lr'\]\['scale'\] is missing"),
+    ({"lr": {"layers": 0.1, "scal": 0.1}}, ValueError, r"hparams\['lr'\]\['scal'\] has no counterpart"),
+    ({"lr": torch.zeros(2)}, ValueError, r"\['lr'\] has shape \(2,\), .*\(2, 3\) of params\['layers'\]\[0\]\.weight"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "kind", "message"), HPARAM_TREE_ERRORS, ids=str)
+def test_hparams_that_do_not_fit_the_params(numbers, kind, message):
+    opt = funcopt.adamw()
+    with pytest.raises(kind, match=message):
+        opt(PARAMS, grads(), opt.init(PARAMS), opt.hparams(**numbers))
+
+
+def test_hparams_incomplete_or_with_a_stranger():
+    opt = funcopt.adamw()
+    state, hparams = opt.init(PARAMS), opt.hparams()
+    with pytest.raises(ValueError, match=r"hparams\['eps'\] is missing; opt\.hparams\(\.\.\.\) makes a complete set"):
+        opt(PARAMS, grads(), state, without(hparams, "eps"))
+    with pytest.raises(ValueError, match=r"hparams\['momentm'\] is unknown"):
+        opt(PARAMS, grads(), state, hparams | {"momentm": 0.9})
+
+
+def test_params_must_be_floating_tensors():
+    opt = funcopt.adamw()
+    with pytest.raises(TypeError, match=r"params\['n'\] has dtype torch.int64"):
+        opt.init({"n": torch.zeros(2, dtype=torch.int64)})
+    with pytest.raises(TypeError, match=r"params\['n'\]\[0\] is a float; params holds tensors only"):
+        opt.init({"n": [1.0]})
+
+
+# ---- donation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton", "compile"])
+def test_donated_results_are_in_place_and_the_same(factory, backend):
+    opt = factory(backend=backend)
+    hparams = opt.hparams(**NUMBERS[factory.__name__])
+    params = make("dict")
+    grads = {name: torch.randn_like(p) for name, p in params.items()}
+    state = opt.init(params, hparams)
+    want = opt(params, grads, state, hparams)
+    given = leaves_of((params, state))
+    got = opt(params, grads, state, hparams, donate=True)
+    assert all(a is b for a, b in zip(leaves_of(got), given, strict=True))
+    for a, b in zip(leaves_of(got), leaves_of(want), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
+
+
+def test_donation_is_ignored_where_a_derivative_is_wanted_or_leaves_are_tied():
+    opt = funcopt.sgd()
+    p = torch.ones(2, requires_grad=True)
+    new, _ = opt(p, torch.ones(2), opt.init(p), opt.hparams(lr=1.0), donate=True)
+    assert torch.equal(p, torch.ones(2))
+    assert new.requires_grad
+    tied = torch.ones(2)
+    params = {"a": tied, "b": tied}
+    new, _ = opt(
+        params, {"a": torch.ones(2), "b": 2 * torch.ones(2)}, opt.init(params), opt.hparams(lr=1.0), donate=True
+    )
+    assert torch.equal(new["a"], torch.zeros(2))
+    assert torch.equal(new["b"], -torch.ones(2))
+
+
+def test_a_hundred_thousand_leaves():
+    opt = funcopt.sgd()
+    params = {str(i): torch.zeros(()) for i in range(100_000)}
+    state = opt.init(params)
+    new, state = opt(params, dict.fromkeys(params) | {"7": torch.ones(())}, state, opt.hparams(lr=1.0))
+    assert new["7"] == -1
+    assert sum(p.item() for p in new.values()) == -1
