@@ -23,6 +23,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# A source checkout has `kernels` beside this package, an installation in it. Where the checkout is not installed, this is
-# how its `funcopt.kernels` is found.
-__path__.append(str(Path(__file__).parent.parent))
+# A source checkout has `kernels` beside this package, an installation in it. Where a checkout is used without being
+# installed, this is how its `funcopt.kernels` is found.
+if not Path(__file__).with_name("kernels").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))

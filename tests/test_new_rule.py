@@ -55,7 +55,7 @@ adabelief = funcopt.rule(
     doc="AdaBelief.",
 )
 
-# ---- everything below is what the rule gets for nothing ---------------------------------------------------------------
+# ---- everything below is what the rule gets for nothing --------------------------------------------------------------
 
 
 def reference(p, grads, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8):
