@@ -42,6 +42,9 @@ class _Adapter(torch.optim.Optimizer):
     # Whether state[p] has the step count; torch.optim.SGD has none, and needs only to know a first step from the rest.
     _counts: ClassVar[bool] = True
 
+    # The flags and switches of a group, as one has them that was saved before they existed.
+    _older: ClassVar[Mapping[str, Any]] = {}
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any], backend: str) -> None:
         self._backend = backends.check_name(backend)
         self._tables: dict[int, dict[Hashable, Any]] = {}
@@ -107,6 +110,11 @@ class _Adapter(torch.optim.Optimizer):
             for name in rule.hparams
         }
 
+    def _slots(self, group: Mapping[str, Any]) -> list[str]:
+        """The slots that a group's numbers and flags need."""
+        pure = self._pure(group)
+        return pure.rule.slots_for(self._numbers(pure.rule, group), pure.flags)
+
     # ---- the step ---------------------------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -140,14 +148,14 @@ class _Adapter(torch.optim.Optimizer):
                 raise RuntimeError(f"{type(self).__name__} updates floating-point parameters; one is {p.dtype}")
         slots = pure.rule.slots_for(numbers, pure.flags)
         states = [self._state_of(p, group, slots) for p in params]
+        in_place = not group.get("differentiable")
         leaves = Leaves(
-            params=params,
+            params=params if in_place else [p.clone() for p in params],  # autograd keeps what the step reads
             grads=[p.grad for p in params],
             slots={name: [state[name] for state in states] for name in slots},
             steps=[state["step"] for state in states],
             columns=hyper.columns(pure.rule.hparams, numbers),
         )
-        in_place = not group.get("differentiable")
         flags = tuple(pure.flags.values())
         new = step(pure.rule, flags, leaves, backend=self._backend, donate=in_place, tables=tables)
         for i, p in enumerate(params):
@@ -180,12 +188,9 @@ class _Adapter(torch.optim.Optimizer):
             state_dict: from `state_dict()` of this class, or of torch.optim's class of the same name.
         """
         super().load_state_dict(state_dict)
-        given = {id(leaf) for leaf in tree.flatten(state_dict["state"])[0]}
-        for p, state in self.state.items():
+        for state in self.state.values():
             if isinstance(state, dict):
-                for name, value in state.items():
-                    if isinstance(value, Tensor) and id(value) in given:
-                        self.state[p][name] = value.clone()
+                state.update({name: value.clone() for name, value in state.items() if isinstance(value, Tensor)})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_backend": self._backend}
@@ -195,17 +200,13 @@ class _Adapter(torch.optim.Optimizer):
         self.__dict__.setdefault("_backend", "auto")
         self._tables = {}
         for group in self.param_groups:
-            for name, value in self._older_defaults().items():
+            for name, value in self._older.items():
                 group.setdefault(name, value)
             for p in group["params"]:
                 own = self.state.get(p, {})
                 if "step" in own and not isinstance(own["step"], Tensor):
                     device = p.device if group.get("capturable") or group.get("fused") else "cpu"
                     own["step"] = torch.tensor(float(own["step"]), dtype=count_dtype(), device=device)
-
-    def _older_defaults(self) -> dict[str, Any]:
-        """What a group saved by an older version may lack."""
-        return {name: value for name, value in self.defaults.items() if value is None or value is False}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Adapter":
         new = type(self).__new__(type(self))
@@ -240,10 +241,8 @@ class _Adapter(torch.optim.Optimizer):
             else tree.unflatten([v for v, g in zip(values, self.param_groups, strict=True) for _ in g["params"]], spec)
             for values in zip(*by_group, strict=True)
         ]
-        slots = sorted(
-            {s for n in numbers for s in first.rule.slots_for(n, first.flags)},
-            key=[s.name for s in first.rule.slots].index,
-        )
+        used = {name for group in self.param_groups for name in self._slots(group)}
+        slots = [slot.name for slot in first.rule.slots if slot.name in used]
         states = [self._state_of(p, group, slots) for p, group in zip(params, groups, strict=True)]
         state = {name: tree.unflatten([s[name].detach().clone() for s in states], spec) for name in ["step", *slots]}
         hparams = first.hparams(**hyper.nest(first.rule.hparams, columns))
@@ -259,12 +258,14 @@ class _Adapter(torch.optim.Optimizer):
         own, spec = tree.flatten(named)
         new = tree.flatten_like(params, named, spec, "params")
         slots = {name: tree.flatten_like(value, named, spec, f"state[{name!r}]") for name, value in state.items()}
-        known = {slot.name for group in self.param_groups for slot in self._pure(group).rule.slots}
+        known = ["step", *dict.fromkeys(slot.name for group in self.param_groups for slot in self._rule(group).slots)]
         for name in slots:
-            if name not in known | {"step"}:
-                raise ValueError(f"state[{name!r}] is unknown; {hyper.suggest(name, ['step', *sorted(known)])}")
-        if "step" not in slots:
-            raise ValueError("state has no 'step'; it is needed to know which parameters have a state at all")
+            if name not in known:
+                raise ValueError(f"state[{name!r}] is unknown; {hyper.suggest(name, known)}")
+        kept = [names for group in self.param_groups for names in [self._slots(group)] * len(group["params"])]
+        for name in ["step", *sorted({name for names in kept for name in names})]:
+            if name not in slots:
+                raise ValueError(f"state has no {name!r}, which this optimizer keeps; to_pure() gives a complete state")
         for root, values in {"params": new, **{f"state[{name!r}]": v for name, v in slots.items()}}.items():
             for value, p, path in zip(values, own, tree.paths(named, ""), strict=True):
                 shape = () if root == "state['step']" else tuple(p.shape)
@@ -278,7 +279,7 @@ class _Adapter(torch.optim.Optimizer):
                 if counts[i] == 0:
                     self.state.pop(p, None)
                     continue
-                new_state = {name: v[i].detach().clone().to(p.device) for name, v in slots.items()}
+                new_state = {name: slots[name][i].detach().clone().to(p.device) for name in kept[i]}
                 if self._counts:
                     new_state["step"] = counts[i].detach().clone()
                 if new_state:
@@ -331,6 +332,7 @@ class SGD(_Adapter):
     """
 
     _counts = False
+    _older = {"nesterov": False, "maximize": False, "foreach": None, "differentiable": False, "fused": False}  # noqa: RUF012
 
     def __init__(
         self,
@@ -385,6 +387,16 @@ class Adam(_Adapter):
         ValueError: a number out of its range, or a backend that cannot run here, with the reason.
     """
 
+    _older = {  # noqa: RUF012
+        "amsgrad": False,
+        "maximize": False,
+        "foreach": None,
+        "capturable": False,
+        "differentiable": False,
+        "decoupled_weight_decay": False,
+        "fused": None,
+    }
+
     def __init__(
         self,
         params: ParamsT,
@@ -402,6 +414,8 @@ class Adam(_Adapter):
         decoupled_weight_decay: bool = False,
         backend: str = "auto",
     ) -> None:
+        if isinstance(betas, tuple | list):
+            betas = tuple(beta.squeeze() if isinstance(beta, Tensor) else beta for beta in betas)  # type: ignore[assignment]
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -422,10 +436,11 @@ class Adam(_Adapter):
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         super()._check_group(group)
-        for kind in (float, Tensor):
-            if all(isinstance(beta, kind) for beta in group["betas"]):
-                return
-        raise ValueError(f"betas must be either both floats or both Tensors; got {group['betas']!r}")
+        tensors = [isinstance(beta, Tensor) for beta in group["betas"]]
+        if any(tensors) != all(tensors) or not all(isinstance(beta, float | Tensor) for beta in group["betas"]):
+            raise ValueError(f"betas must be either both floats or both Tensors; got {group['betas']!r}")
+        if any(tensors) and group.get("foreach") and not group.get("capturable"):
+            raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
 
 
 class AdamW(Adam):
@@ -510,6 +525,7 @@ def from_pure(opt: PureOptimizer, name: str | None = None) -> type[_Adapter]:
     kind = inspect.Parameter
     signature = inspect.Signature(
         [
+            kind("self", kind.POSITIONAL_OR_KEYWORD),
             kind("params", kind.POSITIONAL_OR_KEYWORD),
             *(kind(n, kind.POSITIONAL_OR_KEYWORD, default=default) for n, default in numbers.items()),
             *(kind(n, kind.KEYWORD_ONLY, default=default) for n, default in keywords.items()),
@@ -517,9 +533,10 @@ def from_pure(opt: PureOptimizer, name: str | None = None) -> type[_Adapter]:
     )
 
     def __init__(self: _Adapter, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        bound = signature.bind(*args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
+        del given["self"]
         _Adapter.__init__(self, given.pop("params"), backend=given.pop("backend"), defaults=given)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
@@ -531,5 +548,6 @@ def from_pure(opt: PureOptimizer, name: str | None = None) -> type[_Adapter]:
             "__doc__": rule.doc,
             "__module__": sys._getframe(1).f_globals.get("__name__", "__main__"),
             "_rule": lambda self, group: rule,
+            "_older": {**opt.flags, "capturable": False, "differentiable": False},
         },
     )
