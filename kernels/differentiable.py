@@ -60,9 +60,12 @@ class _Launch(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
+        # Forward-mode AD does not nest, and this is called within it: reverse mode twice gives the same product.
         primals = ctx.saved_tensors
+        out, pull = torch.func.vjp(_Launch.rule(ctx.work), *primals)
         filled = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents, strict=True))
-        return torch.func.jvp(_Launch.rule(ctx.work), primals, filled)[1]
+        _, push = torch.func.vjp(pull, tuple(torch.zeros_like(t) for t in out))
+        return push(filled)[0]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], work: Work, table: Tensor, *tensors: Tensor) -> Any:
