@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from funcopt import optim
-from funcopt.core import PureOptimizer, Slot, rule
+from funcopt.core import PureOptimizer, rule
+from funcopt.declaration import Slot
 from funcopt.describe import describe
 from funcopt.hyper import Number, fraction, nonnegative
 from funcopt.rules import adam, adamw, sgd

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from funcopt import backends, hyper, tree
-from funcopt.core import PureOptimizer, Rule, State, Tree, count_dtype
+from funcopt.core import PureOptimizer, State, Tree, count_dtype, pure
+from funcopt.declaration import Rule
 from funcopt.step import Leaves, step
 
 __all__ = ["Adapter", "from_pure"]
@@ -91,7 +92,7 @@ class Adapter(torch.optim.Optimizer):
 
     def _pure(self, group: Mapping[str, Any]) -> PureOptimizer:
         rule = self._rule(group)
-        return rule.pure(backend=self._backend, **{flag: bool(group[flag]) for flag in rule.flags if flag in group})
+        return pure(rule, backend=self._backend, **{flag: bool(group[flag]) for flag in rule.flags if flag in group})
 
     def _numbers(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, Any]:
         """A group's numbers as the rule takes them; a tensor has one element, of any number of dimensions."""
@@ -227,13 +228,13 @@ class Adapter(torch.optim.Optimizer):
         Raises:
             ValueError: the groups differ in their flags, for which there is no one pure optimizer.
         """
-        first, *rest = pures = [self._pure(group) for group in self.param_groups]
-        for index, pure in enumerate(rest, 1):
-            if (pure.rule, pure.flags) != (first.rule, first.flags):
-                raise ValueError(f"group 0 is {first}, but group {index} is {pure}; one pure optimizer cannot be both")
+        first, *rest = opts = [self._pure(group) for group in self.param_groups]
+        for index, opt in enumerate(rest, 1):
+            if (opt.rule, opt.flags) != (first.rule, first.flags):
+                raise ValueError(f"group 0 is {first}, but group {index} is {opt}; one pure optimizer cannot be both")
         params, spec = tree.flatten(self._named())
         groups = [group for group in self.param_groups for _ in group["params"]]
-        numbers = [self._numbers(pure.rule, group) for pure, group in zip(pures, self.param_groups, strict=True)]
+        numbers = [self._numbers(first.rule, group) for group in self.param_groups]
         by_group = [hyper.columns(first.rule.hparams, n) for n in numbers]
         columns = [
             values[0]

@@ -1,13 +1,4 @@
-"""From a rule to a pure optimizer: `(params, grads, state, hparams) -> (params, state)` over pytrees.
-
-A rule is one algorithm, written once: its numbers, its state, and two functions.
-
-- `coefficients(t, **hparams)` works out, once a step and in float64, the scalars that the equation needs from the step
-  number t = 1, 2, … and the hyperparameters (bias corrections, lr·weight_decay), as a dict.
-- `update(p, g, *slots, c, *flags)` is the equation for one element: it returns the new p, and a tuple of the new slots.
-  `c` has the coefficients as attributes. A slot that is not in use is None, and left out of what is returned. The text
-  may use arithmetic, comparisons, `if` on flags and on `slot is None`, other such functions, and `funcopt.ops`.
-"""
+"""From a rule to a pure optimizer: `(params, grads, state, hparams) -> (params, state)` over pytrees."""
 
 import inspect
 from collections import namedtuple
@@ -19,58 +10,16 @@ import torch
 from torch import Tensor
 
 from funcopt import backends, hyper, tree
+from funcopt.declaration import Rule, Slot
 from funcopt.step import Leaves, step
 
-__all__ = ["Factory", "PureOptimizer", "Rule", "Slot", "rule"]
+__all__ = ["Factory", "PureOptimizer", "pure", "rule"]
 
 Tree = Any
 State = dict[str, Tree]
 
 
-def count_dtype() -> torch.dtype:
-    """The dtype of a step count, as torch.optim has it."""
-    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A state tensor of each parameter's shape: its torch.optim name, and the flag or hyperparameter it depends on.
-
-    With `when` the slot exists only where that flag is set, or where that number is not the Python number 0.
-    """
-
-    name: str
-    when: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Rule:
-    """One algorithm as data. `funcopt.rule` makes one and wraps it in the factory that users call."""
-
-    name: str
-    hparams: hyper.Spec
-    slots: tuple[Slot, ...]
-    coefficients: Callable[..., dict[str, Any]]
-    update: Callable[..., Any]
-    flags: Mapping[str, bool]
-    check: Callable[[Mapping[str, Any], Mapping[str, bool]], str | None] | None
-    Coefficients: Any  # the NamedTuple in which `update` sees what `coefficients` returns
-    doc: str | None
-
-    def pure(self, *, backend: str = "auto", **flags: bool) -> "PureOptimizer":
-        """The pure optimizer with these flags, the defaults for the rest; raises TypeError or ValueError."""
-        return PureOptimizer(self, _flags(self, flags), backends.check_name(backend))
-
-    def validate(self, given: Mapping[str, Any], flags: Mapping[str, bool]) -> dict[str, Any]:
-        """A full set of hparams from some, each in its range and fit for the others; raises TypeError or ValueError."""
-        complete = hyper.validate(self.name, self.hparams, given)
-        if self.check is not None and (problem := self.check(complete, flags)):
-            raise ValueError(problem)
-        return complete
-
-    def slots_for(self, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> list[str]:
-        """The names of the slots that these numbers and flags need, in the order of declaration."""
-        return [slot.name for slot in self.slots if slot.when is None or _is_set(slot.when, {**numbers, **flags})]
+# ---- making one -----------------------------------------------------------------------------------------------------
 
 
 class Factory(Protocol):
@@ -80,32 +29,6 @@ class Factory(Protocol):
     __name__: str
 
     def __call__(self, *, backend: str = "auto", **flags: bool) -> "PureOptimizer": ...
-
-
-def _is_set(name: str, choices: Mapping[str, Any]) -> bool:
-    return any(isinstance(leaf, Tensor) or leaf != 0 for leaf in tree.flatten(choices.get(name, 0))[0])
-
-
-def _check_params(leaves: Sequence[Any], params: Tree) -> None:
-    for index, leaf in enumerate(leaves):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"{tree.paths(params, 'params')[index]} is a {type(leaf).__name__}; params holds tensors only"
-            )
-        if not leaf.dtype.is_floating_point:
-            path = tree.paths(params, "params")[index]
-            raise TypeError(f"{path} has dtype {leaf.dtype}; an optimizer updates floating-point tensors")
-
-
-def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> None:
-    if not isinstance(leaf, Tensor):
-        raise TypeError(f"{tree.paths(params, root)[index]} is a {type(leaf).__name__}; a tensor is needed")
-    if leaf.shape != p.shape or leaf.device != p.device:
-        path = tree.paths(params, "")[index]
-        raise ValueError(
-            f"{root}{path} has shape {tuple(leaf.shape)} on {leaf.device}, "
-            f"but params{path} has shape {tuple(p.shape)} on {p.device}"
-        )
 
 
 def rule(
@@ -125,8 +48,8 @@ def rule(
         name: what the factory is called, and what error messages say.
         hparams: each number's name and its `Number` (default, range, name in errors), or a tuple of them (`betas`).
         slots: the state tensors, in the order in which `update` takes and returns them.
-        coefficients: `(t, **hparams) -> dict` of scalars, see this module's docstring.
-        update: `(p, g, *slots, c, *flags) -> (p, slots)`, see this module's docstring.
+        coefficients: `(t, **hparams) -> dict` of scalars, see `funcopt.declaration`.
+        update: `(p, g, *slots, c, *flags) -> (p, slots)`, see `funcopt.declaration`.
         flags: structural choices and their defaults, in the order in which `update` takes them.
         check: `(hparams, flags) -> None`, or what is wrong with this combination of otherwise valid numbers.
         doc: the factory's docstring.
@@ -147,7 +70,7 @@ def rule(
     _check_update(made)
 
     def factory(*, backend: str = "auto", **flags: bool) -> PureOptimizer:
-        return made.pure(backend=backend, **flags)
+        return pure(made, backend=backend, **flags)
 
     parameters = [inspect.Parameter(f, inspect.Parameter.KEYWORD_ONLY, default=d) for f, d in made.flags.items()]
     parameters.append(inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto"))
@@ -177,14 +100,12 @@ def _check_update(made: Rule) -> None:
         )
 
 
-def _flags(made: Rule, choices: Mapping[str, bool]) -> dict[str, bool]:
-    for flag, value in choices.items():
-        if flag not in made.flags:
-            hint = f"; {flag} is a number: pass it to opt.hparams({flag}=…)" if flag in made.hparams else ""
-            raise TypeError(f"{made.name} has no flag {flag!r}; {hyper.suggest(flag, [*made.flags, 'backend'])}{hint}")
-        if not isinstance(value, bool):
-            raise TypeError(f"{made.name}: {flag} takes True or False; got {value!r}")
-    return {flag: choices.get(flag, default) for flag, default in made.flags.items()}
+def pure(made: Rule, *, backend: str = "auto", **flags: bool) -> "PureOptimizer":
+    """The pure optimizer of a rule with these flags, the defaults for the rest; raises TypeError or ValueError."""
+    return PureOptimizer(made, made.choose(flags), backends.check_name(backend))
+
+
+# ---- the optimizer --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -314,6 +235,36 @@ class PureOptimizer:
                     f"state has no {name!r}, which {self!r} needs with these hparams; "
                     "opt.init(params, hparams) makes a complete state"
                 )
+
+
+# ---- what a call checks ---------------------------------------------------------------------------------------------
+
+
+def count_dtype() -> torch.dtype:
+    """The dtype of a step count, as torch.optim has it."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
+def _check_params(leaves: Sequence[Any], params: Tree) -> None:
+    for index, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{tree.paths(params, 'params')[index]} is a {type(leaf).__name__}; params holds tensors only"
+            )
+        if not leaf.dtype.is_floating_point:
+            path = tree.paths(params, "params")[index]
+            raise TypeError(f"{path} has dtype {leaf.dtype}; an optimizer updates floating-point tensors")
+
+
+def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"{tree.paths(params, root)[index]} is a {type(leaf).__name__}; a tensor is needed")
+    if leaf.shape != p.shape or leaf.device != p.device:
+        path = tree.paths(params, "")[index]
+        raise ValueError(
+            f"{root}{path} has shape {tuple(leaf.shape)} on {leaf.device}, "
+            f"but params{path} has shape {tuple(p.shape)} on {p.device}"
+        )
 
 
 def _distinct(leaves: Leaves) -> bool:

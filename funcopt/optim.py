@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from funcopt import rules
 from funcopt.adapter import Adapter, from_pure
-from funcopt.core import Rule
+from funcopt.declaration import Rule
 
 __all__ = ["SGD", "Adam", "AdamW", "from_pure"]
 

@@ -3,15 +3,13 @@
 import contextlib
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from funcopt import backends, hyper
-
-if TYPE_CHECKING:
-    from funcopt.core import Rule
+from funcopt.declaration import Rule
 
 __all__ = ["Leaves", "step"]
 
@@ -32,7 +30,7 @@ class Leaves:
 
 
 def step(
-    rule: "Rule",
+    rule: Rule,
     flags: tuple[bool, ...],
     leaves: Leaves,
     *,
@@ -111,7 +109,7 @@ def _same(values: list[Any], tracing: bool) -> list[int]:
 
 
 def _coefficients(
-    rule: "Rule", leaves: Leaves, active: list[int], tracing: bool
+    rule: Rule, leaves: Leaves, active: list[int], tracing: bool
 ) -> tuple[list[tuple[Any, ...]], list[int]]:
     """The distinct sets of coefficients, and the one for each active leaf.
 

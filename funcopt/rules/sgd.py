@@ -16,7 +16,8 @@ and momentum in deep learning", ICML 2013; decoupled decay: https://arxiv.org/ab
 
 from torch import Tensor
 
-from funcopt.core import Slot, rule
+from funcopt.core import rule
+from funcopt.declaration import Slot
 from funcopt.hyper import Number, nonnegative
 from funcopt.ops import where
 

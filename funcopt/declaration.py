@@ -1,0 +1,70 @@
+"""A rule: one algorithm as data, written once: its numbers, its state, and two functions.
+
+- `coefficients(t, **hparams)` works out, once a step and in float64, the scalars that the equation needs from the step
+  number t = 1, 2, … and the hyperparameters (bias corrections, lr·weight_decay), as a dict.
+- `update(p, g, *slots, c, *flags)` is the equation for one element: it returns the new p, and a tuple of the new slots.
+  `c` has the coefficients as attributes. A slot that is not in use is None, and left out of what is returned. The text
+  may use arithmetic, comparisons, `if` on flags and on `slot is None`, other such functions, and `funcopt.ops`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from funcopt import hyper, tree
+
+__all__ = ["Rule", "Slot"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A state tensor of each parameter's shape: its torch.optim name, and the flag or hyperparameter it depends on.
+
+    With `when` the slot exists only where that flag is set, or where that number is not the Python number 0.
+    """
+
+    name: str
+    when: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """One algorithm as data. `funcopt.rule` makes one and wraps it in the factory that users call."""
+
+    name: str
+    hparams: hyper.Spec
+    slots: tuple[Slot, ...]
+    coefficients: Callable[..., dict[str, Any]]
+    update: Callable[..., Any]
+    flags: Mapping[str, bool]
+    check: Callable[[Mapping[str, Any], Mapping[str, bool]], str | None] | None
+    Coefficients: Any  # the NamedTuple in which `update` sees what `coefficients` returns
+    doc: str | None
+
+    def choose(self, choices: Mapping[str, bool]) -> dict[str, bool]:
+        """All flags, the defaults for those not given; raises TypeError for an unknown one, or one that is no bool."""
+        for flag, value in choices.items():
+            if flag not in self.flags:
+                hint = f"; {flag} is a number: pass it to opt.hparams({flag}=…)" if flag in self.hparams else ""
+                known = [*self.flags, "backend"]
+                raise TypeError(f"{self.name} has no flag {flag!r}; {hyper.suggest(flag, known)}{hint}")
+            if not isinstance(value, bool):
+                raise TypeError(f"{self.name}: {flag} takes True or False; got {value!r}")
+        return {flag: choices.get(flag, default) for flag, default in self.flags.items()}
+
+    def validate(self, given: Mapping[str, Any], flags: Mapping[str, bool]) -> dict[str, Any]:
+        """A full set of hparams from some, each in its range and fit for the others; raises TypeError or ValueError."""
+        complete = hyper.validate(self.name, self.hparams, given)
+        if self.check is not None and (problem := self.check(complete, flags)):
+            raise ValueError(problem)
+        return complete
+
+    def slots_for(self, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> list[str]:
+        """The names of the slots that these numbers and flags need, in the order of declaration."""
+        return [slot.name for slot in self.slots if slot.when is None or _is_set(slot.when, {**numbers, **flags})]
+
+
+def _is_set(name: str, choices: Mapping[str, Any]) -> bool:
+    return any(isinstance(leaf, Tensor) or leaf != 0 for leaf in tree.flatten(choices.get(name, 0))[0])
