@@ -228,7 +228,7 @@ class Adapter(torch.optim.Optimizer):
         Raises:
             ValueError: the groups differ in their flags, for which there is no one pure optimizer.
         """
-        first, *rest = opts = [self._pure(group) for group in self.param_groups]
+        first, *rest = [self._pure(group) for group in self.param_groups]
         for index, opt in enumerate(rest, 1):
             if (opt.rule, opt.flags) != (first.rule, first.flags):
                 raise ValueError(f"group 0 is {first}, but group {index} is {opt}; one pure optimizer cannot be both")

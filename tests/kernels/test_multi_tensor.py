@@ -258,3 +258,18 @@ def _uses_log(p, g, c):
 def test_what_triton_cannot_run_is_named():
     with pytest.raises(TypeError, match=r"_uses_torch uses 'torch', which Triton cannot run.*funcopt\.ops: .*sqrt"):
         to_triton(_uses_torch)
+
+
+def test_numbers_that_cannot_be_read_here(device, monkeypatch):
+    """As with counts and hparams on a GPU, where nobody waits for them: the coefficients are worked out by torch."""
+    params = {str(i): torch.randn(5, device=device, dtype=torch.float64) for i in range(3)}
+    opt = funcopt.adamw(backend="triton")
+    hparams = opt.hparams(lr=torch.tensor(0.1, device=device, dtype=torch.float64))
+    state = opt.init(params, hparams, capturable=True)
+    assert state["step"]["0"].device.type == device.type
+    state = opt(params, params | {"1": None}, state, hparams)[1]
+    want = opt(params, params, state, hparams)
+    monkeypatch.setattr(funcopt.step, "_readable", lambda value: False)
+    got = opt(params, params, state, hparams)
+    for a, b in zip(leaves(got), leaves(want), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
