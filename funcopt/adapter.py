@@ -263,6 +263,7 @@ class Adapter(torch.optim.Optimizer):
         for name in slots:
             if name not in known:
                 raise ValueError(f"state[{name!r}] is unknown; {hyper.suggest(name, known)}")
+        groups = [group for group in self.param_groups for _ in group["params"]]
         kept = [names for group in self.param_groups for names in [self._slots(group)] * len(group["params"])]
         for name in ["step", *sorted({name for names in kept for name in names})]:
             if name not in slots:
@@ -280,11 +281,10 @@ class Adapter(torch.optim.Optimizer):
                 if counts[i] == 0:
                     self.state.pop(p, None)
                     continue
-                new_state = {name: slots[name][i].detach().clone().to(p.device) for name in kept[i]}
-                if self._counts:
-                    new_state["step"] = counts[i].detach().clone()
-                if new_state:
-                    self.state[p].update(new_state)
+                before = self._state_of(p, groups[i], kept[i])
+                new_state = {name: slots[name][i] for name in kept[i]} | ({"step": counts[i]} if self._counts else {})
+                if new_state:  # in the dtypes, and where, this optimizer has them
+                    self.state[p].update({name: before[name].copy_(value) for name, value in new_state.items()})
 
     def _named(self) -> Tree:
         if "param_names" not in self.param_groups[0]:

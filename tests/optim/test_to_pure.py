@@ -328,3 +328,18 @@ def test_a_list_for_named_parameters(name):
     _, params, state, _ = unnamed.to_pure()
     with pytest.raises(ValueError, match=r"params\[0\] has no counterpart"):
         named.load_pure(params, state)
+
+
+def test_what_comes_back_in_other_dtypes_is_kept_in_the_optimizers_own():
+    """A loop in float64 may hand its results to a float32 optimizer."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = funcopt.optim.AdamW([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    opt, params, state, hparams = optimizer.to_pure()
+    params, state = torch.utils._pytree.tree_map(torch.Tensor.double, (params, state))
+    params, state = opt(params, params, state, hparams)
+    optimizer.load_pure(params, state)
+    assert {t.dtype for t in (p, *optimizer.state[p].values())} == {torch.float32}
+    assert torch.equal(p, params[0].float())
+    assert optimizer.state[p]["step"] == 2
