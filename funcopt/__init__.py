@@ -1,7 +1,5 @@
 """Optimizers for PyTorch as pure functions `(params, grads, state, hparams) -> (params, state)` over pytrees."""
 
-from pathlib import Path
-
 from funcopt import optim
 from funcopt.core import PureOptimizer, rule
 from funcopt.declaration import Slot
@@ -23,8 +21,3 @@ __all__ = [
     "sgd",
 ]
 __version__ = "0.1.0"
-
-# A source checkout has `kernels` beside this package, an installation in it. Where a checkout is used without being
-# installed, this is how its `funcopt.kernels` is found.
-if not Path(__file__).with_name("kernels").is_dir():
-    __path__.append(str(Path(__file__).parent.parent))

@@ -142,30 +142,47 @@ class Adapter(torch.optim.Optimizer):
     def _step_group(self, group: dict[str, Any], params: list[Tensor], tables: dict[Hashable, Any]) -> None:
         pure = self._pure(group)
         numbers = self._numbers(pure.rule, group)
-        for p in params:
-            if p.grad.is_sparse:  # type: ignore[union-attr]
-                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-            if not p.dtype.is_floating_point:
-                raise RuntimeError(f"{type(self).__name__} updates floating-point parameters; one is {p.dtype}")
         slots = pure.rule.slots_for(numbers, pure.flags)
         states = [self._state_of(p, group, slots) for p in params]
+        for p, state in zip(params, states, strict=True):
+            self._check_leaf(group, p, {"its gradient": p.grad, **{f"its {name}": state[name] for name in slots}})
         in_place = not group.get("differentiable")
+        counts = [state["step"] for state in states]
         leaves = Leaves(
             params=params if in_place else [p.clone() for p in params],  # autograd keeps what the step reads
             grads=[p.grad for p in params],
             slots={name: [state[name] for state in states] for name in slots},
-            steps=[state["step"] for state in states],
+            steps=counts,
             columns=hyper.columns(pure.rule.hparams, numbers),
         )
         flags = tuple(pure.flags.values())
-        new = step(pure.rule, flags, leaves, backend=self._backend, donate=in_place, tables=tables)
+        new = step(pure.rule, flags, leaves, backend=self._backend, donate=in_place, advance=False, tables=tables)
+        torch._foreach_add_(counts, 1)
         for i, p in enumerate(params):
             if not in_place:
                 p.copy_(new.params[i])
-            kept = {"step": new.steps[i]} if self._counts else {}
+            kept = {"step": counts[i]} if self._counts else {}
             kept |= {name: values[i] for name, values in new.slots.items()}
             if kept:
                 self.state[p].update(kept)
+
+    def _check_leaf(self, group: Mapping[str, Any], p: Tensor, tensors: Mapping[str, Any]) -> None:
+        """Raise RuntimeError where something is not as its parameter is; nothing has been changed by then."""
+        problem = None
+        if not p.dtype.is_floating_point:
+            problem = f"it is {p.dtype}, and only floating-point parameters are updated"
+        for name, t in tensors.items():
+            if t.layout != torch.strided:
+                problem = f"{name} is {t.layout}: {type(self).__name__} does not support sparse gradients"
+            elif t.shape != p.shape or t.device != p.device or not t.dtype.is_floating_point:
+                problem = (
+                    f"{name} is {t.dtype} of shape {tuple(t.shape)} on {t.device}, "
+                    f"and the parameter {p.dtype} of shape {tuple(p.shape)} on {p.device}"
+                )
+        if problem is not None:
+            index = next(i for i, own in enumerate(group["params"]) if own is p)
+            name = group["param_names"][index] if "param_names" in group else f"{index} of its group"
+            raise RuntimeError(f"parameter {name} cannot be updated: {problem}")
 
     def _state_of(self, p: Tensor, group: Mapping[str, Any], slots: list[str]) -> dict[str, Any]:
         """A parameter's state before the step: its own, filled up with zeros; nothing is stored."""

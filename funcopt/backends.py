@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from funcopt.hyper import suggest
+from funcopt.observed import wrapped
 
 __all__ = ["BACKENDS", "Work", "check", "check_name", "compute_dtype", "interpreted", "run", "run_eager", "unavailable"]
 
@@ -29,7 +30,9 @@ BACKENDS = ("auto", "triton", "compile", "eager")
 
 # A compiled call costs more than it saves on a leaf with fewer elements than the first, and a compilation on a step
 # with fewer than the second in all.
-COMPILE_LEAF, COMPILE_STEP = 2**16, 2**22
+COMPILE_LEAF, COMPILE_STEP = 2**16, 2**20
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,18 @@ class Work:
         rest = iter(slots)
         placed = (next(rest).to(dtype) if there else None for there in self.present)
         c = self.coefficients[self.rows[leaf]]
-        new_p, new_slots = self.update(p.to(dtype), self.grads[leaf].to(dtype), *placed, c, *self.flags)
+        new = self.update(p.to(dtype), self.grads[leaf].to(dtype), *placed, c, *self.flags)
+        if not isinstance(new, tuple) or len(new) != 2 or not isinstance(new[1], tuple) or len(new[1]) != len(slots):
+            raise TypeError(
+                f"{self.update.__module__}.{self.update.__qualname__} must return (p, slots), slots a tuple of the "
+                f"{len(slots)} in use; it returned {_shape_of(new)}"
+            )
+        new_p, new_slots = new
         return new_p.to(p.dtype), [new.to(slot.dtype) for slot, new in zip(slots, new_slots, strict=True)]
+
+
+def _shape_of(value: Any) -> str:
+    return f"({', '.join(map(_shape_of, value))})" if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
 Result = tuple[list[Tensor], list[list[Tensor]]]
@@ -162,8 +175,9 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
         name = backend if backend != "auto" else _best(p, large, differentiated)
         if backend != "auto":
             check(name, p.device)
-        if not scalar[work.rows[leaf]] or (name == "compile" and differentiated):
-            name = "eager"  # numbers that differ within a leaf, and derivatives by autograd: the rule, run by torch
+        plain = type(p) in (Tensor, torch.nn.Parameter) and p.dtype in KERNEL_DTYPES
+        if not plain or not scalar[work.rows[leaf]] or (name == "compile" and differentiated):
+            name = "eager"  # distributed tensors, numbers that differ within a leaf, autograd: the rule, run by torch
         parts.setdefault(name, []).append(leaf)
     if len(parts) == 1:
         return runners[name](work)
@@ -223,9 +237,7 @@ def _cast(coefficients: tuple[Any, ...], p: Tensor) -> tuple[Any, ...]:
     def cast(c: Any) -> Any:
         if not isinstance(c, Tensor):
             return c
-        stays = c.dim() == 0 and (
-            torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(c)
-        )
+        stays = c.dim() == 0 and (torch.compiler.is_compiling() or not wrapped(c))
         return c.to(dtype=compute_dtype(p.dtype), device=None if stays else p.device)
 
     return type(coefficients)(*map(cast, coefficients))
@@ -239,11 +251,11 @@ def _run_compiled(work: Work) -> Result:
         work = replace(
             work, params=[p.clone() for p in work.params], slots=[[s.clone() for s in slot] for slot in work.slots]
         )
-    rows = [torch.tensor([float(c) for c in cs], dtype=torch.float64) for cs in work.coefficients]
+    rows = [torch.tensor([float(c) for c in cs], dtype=torch.float64, device="cpu") for cs in work.coefficients]
     for leaf, p in enumerate(work.params):
         g, slots = work.grads[leaf], [slot[leaf] for slot in work.slots]
-        if p.numel() < 2 or not all(t.is_contiguous() for t in (p, g, *slots)):
-            run_eager(replace(work.of([leaf]), donate=True))  # no flat view of it, or too small for a symbolic size
+        if p.numel() < 2 or not all(t.is_contiguous() for t in (p, g, *slots)) or _aliased(g, p, *slots):
+            run_eager(replace(work.of([leaf]), donate=True))  # too small for a symbolic size, or no flat view of it
             continue
         dtypes = (p.dtype, *(s.dtype for s in slots))
         kernel = _compiled(work.update, work.flags, work.present, type(work.coefficients[0]), dtypes)
@@ -251,7 +263,13 @@ def _run_compiled(work: Work) -> Result:
     return work.params, work.slots
 
 
-@functools.cache
+def _aliased(g: Tensor, *written: Tensor) -> bool:
+    """Whether a contiguous gradient shares memory with what is written: Dynamo would compile for just that."""
+    start, end = g.data_ptr(), g.data_ptr() + g.nbytes
+    return any(t.data_ptr() < end and start < t.data_ptr() + t.nbytes for t in written)
+
+
+@functools.lru_cache(maxsize=256)
 def _compiled(
     update: Callable[..., Any], flags: tuple[bool, ...], present: tuple[bool, ...], fields: Any, dtypes: tuple[Any, ...]
 ) -> Callable[..., None]:

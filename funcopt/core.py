@@ -1,6 +1,7 @@
 """From a rule to a pure optimizer: `(params, grads, state, hparams) -> (params, state)` over pytrees."""
 
 import inspect
+import itertools
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from funcopt import backends, hyper, tree
+from funcopt import backends, hyper, observed, tree
 from funcopt.declaration import Rule, Slot
 from funcopt.step import Leaves, step
 
@@ -67,6 +68,7 @@ def rule(
         Coefficients=_coefficients_type(name, hparams, coefficients),
         doc=doc,
     )
+    _check_declaration(made)
     _check_update(made)
 
     def factory(*, backend: str = "auto", **flags: bool) -> PureOptimizer:
@@ -80,23 +82,75 @@ def rule(
 
 
 def _coefficients_type(name: str, spec: hyper.Spec, coefficients: Callable[..., dict[str, Any]]) -> Any:
+    for number in spec.values():
+        if not all(isinstance(part, hyper.Number) for part in (number if isinstance(number, tuple) else (number,))):
+            raise TypeError(f"{name}: a number is declared by funcopt.Number, nonnegative or fraction; got {number!r}")
     wanted = list(inspect.signature(coefficients).parameters)[1:]
     if sorted(wanted) != sorted(spec):
         raise TypeError(f"{name}: coefficients takes (t, {', '.join(spec)}); got (…, {', '.join(wanted)})")
-    fields = list(coefficients(1.0, **hyper.validate(name, spec, {})))
+    defaults = hyper.validate(name, spec, {})
+    values = coefficients(1.0, **defaults)
+    if not isinstance(values, dict):
+        raise TypeError(
+            f"{name}: coefficients returns a dict of scalars by name; it returned a {type(values).__name__}"
+        )
+    _check_differentiable(name, coefficients, defaults)
     # Triton's cache of compiled kernels goes by the name of such a type: different fields, different name.
-    return namedtuple("_".join(["Coefficients", *fields]), fields)
+    return namedtuple("_".join(["Coefficients", *values]), list(values))
 
 
-def _check_update(made: Rule) -> None:
+def _check_differentiable(name: str, coefficients: Callable[..., dict[str, Any]], defaults: Mapping[str, Any]) -> None:
+    """Refuse functions that make a Python number of a tensor: derivatives would be cut off without a word."""
+
+    def with_tensors(x: Tensor) -> list[Tensor]:
+        numbers = {n: tuple(x * part for part in v) if isinstance(v, tuple) else x * v for n, v in defaults.items()}
+        return [torch.as_tensor(c) for c in coefficients(1 + x, **numbers).values()]
+
+    try:
+        torch.vmap(with_tensors)(torch.ones(2, dtype=torch.float64))
+    except Exception as error:
+        raise TypeError(
+            f"{name}: coefficients must work on float64 tensors too, for derivatives and tracers: use arithmetic and "
+            f"funcopt.ops, and no `if` on a number. It fails with {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_declaration(made: Rule) -> None:
+    slots = [slot.name for slot in made.slots]
+    names = ["step", *slots], [*made.hparams, *made.flags, "backend"]
+    for name in (name for group in names for name in group if group.count(name) > 1):
+        raise TypeError(f"{made.name}: the name {name!r} is taken twice, or by the library")
+    for slot in made.slots:
+        choices = [*made.flags, *made.hparams]
+        if slot.when is not None and slot.when not in choices:
+            raise TypeError(
+                f"{made.name}: slot {slot.name!r} depends on {slot.when!r}, which is neither a flag nor a number; "
+                f"{hyper.suggest(slot.when, choices)}"
+            )
     update = list(inspect.signature(made.update).parameters)
-    expected = 2 + len(made.slots) + 1 + len(made.flags)
+    expected = 2 + len(slots) + 1 + len(made.flags)
     if len(update) != expected or update[expected - len(made.flags) :] != list(made.flags):
-        slots = [slot.name for slot in made.slots]
         wanted = ", ".join(["p", "g", *slots, "c", *made.flags])
         raise TypeError(
             f"{made.name}: update takes ({wanted}), the flags under these names and the rest under names of your own; "
             f"got ({', '.join(update)})"
+        )
+
+
+def _check_update(made: Rule) -> None:
+    """Run the equation once with the default flags and numbers, each slot in use where its number would be set."""
+    opt = pure(made)
+    ones = torch.ones(2, 3, dtype=torch.float64)
+    slots = [slot for slot in made.slots if slot.when is None or slot.when in made.hparams or opt.flags[slot.when]]
+    state = {"step": torch.zeros(()), **{slot.name: ones.clone() for slot in slots}}
+    p, g = ones.clone(), ones.clone()
+    new, _ = opt(p, g, state, hyper.validate(made.name, made.hparams, {}))
+    written = [name for name, t in {"p": p, "g": g, **state}.items() if name != "step" and not torch.equal(t, ones)]
+    if written:
+        raise TypeError(f"{made.name}: update writes to {written[0]}; write {written[0]} = {written[0]} + … for +=")
+    if new.shape != ones.shape:
+        raise TypeError(
+            f"{made.name}: update gave a p of shape {tuple(new.shape)} for one of shape {tuple(ones.shape)}"
         )
 
 
@@ -119,6 +173,14 @@ class PureOptimizer:
     def __repr__(self) -> str:
         choices = [f"{name}={value}" for name, value in self.flags.items()]
         return f"funcopt.{self.rule.name}({', '.join([*choices, f'backend={self.backend!r}'])})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PureOptimizer):
+            return NotImplemented
+        return (self.rule, self.flags, self.backend) == (other.rule, other.flags, other.backend)
+
+    def __hash__(self) -> int:
+        return hash((self.rule.name, *self.flags.items(), self.backend))
 
     def hparams(self, **numbers: Any) -> dict[str, Any]:
         """The hyperparameters as a plain dict: the numbers given, the rule's defaults for the rest.
@@ -184,8 +246,8 @@ class PureOptimizer:
                 subtree.
             state: from `init` or an earlier step.
             hparams: from `self.hparams`; see there.
-            donate: give up params and state: the step may write its results into them. Ignored where a derivative is
-                wanted.
+            donate: give up params and the slots of the state: the step may write its results into them. Ignored where a
+                derivative is wanted, inside torch.func transforms, and where two of them share memory.
 
         Raises:
             ValueError, TypeError: a structure, shape, dtype or device that does not fit, naming the leaf by its path.
@@ -227,14 +289,17 @@ class PureOptimizer:
         for name in state:
             if name not in known:
                 raise ValueError(f"state[{name!r}] is not a slot of {self.rule.name}; {hyper.suggest(name, known)}")
-        # A number is not compared while it is traced: that would make a graph for every outcome.
-        traced = torch.compiler.is_compiling()
-        for name in ["step", *self.rule.slots_for({} if traced else numbers, self.flags)]:
-            if name not in state:
+        if "step" not in state:
+            raise ValueError("state has no 'step'; opt.init(params, hparams) makes a complete state")
+        for slot in self.rule.slots:
+            # A number is looked at only where its slot is missing: a tracer makes a graph for each outcome.
+            if slot.name not in state and self.rule.needs(slot, numbers, self.flags):
                 raise ValueError(
-                    f"state has no {name!r}, which {self!r} needs with these hparams; "
+                    f"state has no {slot.name!r}, which {self!r} needs with these hparams; "
                     "opt.init(params, hparams) makes a complete state"
                 )
+            if slot.name in state and not self.flags.get(slot.when or "", True):
+                raise ValueError(f"state has {slot.name!r}, which is of no use with {slot.when}=False in {self!r}")
 
 
 # ---- what a call checks ---------------------------------------------------------------------------------------------
@@ -257,8 +322,9 @@ def _check_params(leaves: Sequence[Any], params: Tree) -> None:
 
 
 def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> None:
-    if not isinstance(leaf, Tensor):
-        raise TypeError(f"{tree.paths(params, root)[index]} is a {type(leaf).__name__}; a tensor is needed")
+    if not isinstance(leaf, Tensor) or leaf.layout != torch.strided or not leaf.dtype.is_floating_point:
+        got = f"{leaf.layout}, {leaf.dtype}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+        raise TypeError(f"{tree.paths(params, root)[index]} is {got}; a dense floating-point tensor is needed")
     if leaf.shape != p.shape or leaf.device != p.device:
         path = tree.paths(params, "")[index]
         raise ValueError(
@@ -268,6 +334,14 @@ def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> No
 
 
 def _distinct(leaves: Leaves) -> bool:
-    """Whether no tensor stands for two leaves: writing a result into such a one would change the other's input."""
-    written = [id(t) for tensors in (leaves.params, *leaves.slots.values()) for t in tensors]
-    return len(set(written)) == len(written)
+    """Whether no two tensors share memory: a result written into one would change another, still to be read."""
+    written = [t for tensors in (leaves.params, *leaves.slots.values()) for t in tensors if t.numel()]
+    if torch.compiler.is_compiling() or any(observed.wrapped(t) for t in written):
+        return len({id(t) for t in written}) == len(written)
+    spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t)) for t in written)
+    return all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def _extent(t: Tensor) -> int:
+    """The bytes from a tensor's first element to behind its last."""
+    return t.element_size() * (1 + sum((n - 1) * abs(stride) for n, stride in zip(t.shape, t.stride(), strict=True)))

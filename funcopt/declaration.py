@@ -7,6 +7,7 @@
   may use arithmetic, comparisons, `if` on flags and on `slot is None`, other such functions, and `funcopt.ops`.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,18 @@ class Rule:
 
     def slots_for(self, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> list[str]:
         """The names of the slots that these numbers and flags need, in the order of declaration."""
-        return [slot.name for slot in self.slots if slot.when is None or _is_set(slot.when, {**numbers, **flags})]
+        return [slot.name for slot in self.slots if self.needs(slot, numbers, flags)]
+
+    def needs(self, slot: Slot, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> bool:
+        """Whether these numbers and flags need a slot."""
+        if slot.when is None or slot.when in flags:
+            return slot.when is None or flags[slot.when]
+        return any(isinstance(leaf, Tensor) or leaf != 0 for leaf in tree.flatten(numbers.get(slot.when, 0))[0])
+
+    def __reduce__(self) -> Any:
+        """Pickled as the name of its factory, which must be found in the module that defines `update`."""
+        return _found, (self.update.__module__, self.name)
 
 
-def _is_set(name: str, choices: Mapping[str, Any]) -> bool:
-    return any(isinstance(leaf, Tensor) or leaf != 0 for leaf in tree.flatten(choices.get(name, 0))[0])
+def _found(module: str, name: str) -> Rule:
+    return getattr(importlib.import_module(module), name).rule  # type: ignore[no-any-return]

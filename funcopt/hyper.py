@@ -7,12 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from funcopt import tree
+from funcopt.observed import wrapped
 
-__all__ = ["Number", "Pair", "broadcast", "columns", "fraction", "nonnegative", "suggest", "validate"]
+__all__ = [
+    "Number",
+    "PerLeaf",
+    "Spec",
+    "broadcast",
+    "columns",
+    "fraction",
+    "labels",
+    "nest",
+    "nonnegative",
+    "suggest",
+    "validate",
+]
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,8 @@ class Number:
         return self.low <= value and (value < self.high if self.below_high else value <= self.high)
 
 
-Pair = tuple[Number, ...]
-Spec = Mapping[str, Number | Pair]
+Several = tuple[Number, ...]  # `betas`
+Spec = Mapping[str, Number | Several]
 
 
 def nonnegative(default: float, name: str) -> Number:
@@ -136,11 +148,11 @@ def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
-def _default(part: Number | Pair) -> Any:
+def _default(part: Number | Several) -> Any:
     return part.default if isinstance(part, Number) else tuple(number.default for number in part)
 
 
-def _components(name: str, part: Pair, value: Any) -> Sequence[Any]:
+def _components(name: str, part: Several, value: Any) -> Sequence[Any]:
     if not isinstance(value, tuple | list) or len(value) != len(part):
         raise ValueError(
             f"{name} takes a tuple of {len(part)} values, each a number or a tree of numbers; got {value!r}"
@@ -148,7 +160,7 @@ def _components(name: str, part: Pair, value: Any) -> Sequence[Any]:
     return value
 
 
-def _checked(name: str, part: Number | Pair, value: Any) -> Any:
+def _checked(name: str, part: Number | Several, value: Any) -> Any:
     if isinstance(part, Number):
         return tree.map(lambda leaf: _checked_leaf(name, part, leaf), value)
     return tuple(
@@ -161,7 +173,7 @@ def _checked_leaf(name: str, number: Number, value: Any) -> float | Tensor:
     if isinstance(value, Tensor):
         if not value.dtype.is_floating_point:
             raise TypeError(f"{name} is a tensor of {value.dtype}; give a floating-point tensor or a float")
-        if not _readable(value):
+        if value.device.type != "cpu" or wrapped(value):
             return value
         out = [v for v in value.detach().flatten().tolist() if v not in number]
         if not out:
@@ -174,12 +186,3 @@ def _checked_leaf(name: str, number: Number, value: Any) -> float | Tensor:
     else:
         raise TypeError(f"{name} takes a float or a floating-point tensor; got {type(value).__name__}: {value!r}")
     raise ValueError(f"Invalid {number.name}: {shown} ({name} takes numbers in {number.range})")
-
-
-def _readable(value: Tensor) -> bool:
-    return (
-        value.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
-        and torch._C._len_torch_dispatch_stack() == 0
-    )

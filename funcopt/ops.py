@@ -3,14 +3,16 @@
 `funcopt.kernels.ops` holds the same names as Triton runs them. A rule's `update` uses arithmetic, comparisons,
 `if` on its flags, and these functions; its `coefficients` may use the ones that also take Python floats.
 
-Every function is finite, and so are its first and second derivatives, wherever an optimizer meets it: `sqrt` has
-slope 0 at 0, because a zero gradient must not poison a meta-gradient.
+Every function is finite at 0, and so are its first and second derivatives: `sqrt` has slope 0 there, because a zero
+gradient must not poison a meta-gradient.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+from funcopt.observed import wrapped
 
 __all__ = ["abs", "expm1", "log", "maximum", "minimum", "one_minus_power", "sign", "sqrt", "where"]
 
@@ -24,20 +26,20 @@ def sqrt(x: Number) -> Number:
     """Square root of x ≥ 0 (NaN below), with derivative 0 at 0."""
     if not isinstance(x, Tensor):
         return math.sqrt(x)
-    if not _may_be_differentiated(x):
+    if not (x.requires_grad or wrapped(x)):
         return torch.sqrt(x)
     zero = x == 0
     return torch.where(zero, x, torch.sqrt(torch.where(zero, 1.0, x)))
 
 
-def maximum(x: Tensor, y: Tensor) -> Tensor:
-    """The larger of two tensors, NaN where either is; where they are equal each gets half of the derivative."""
-    return torch.maximum(x, y)
+def maximum(x: Tensor, y: Number) -> Tensor:
+    """The larger of the two, NaN where either is; where they are equal each gets half of the derivative."""
+    return torch.maximum(x, torch.as_tensor(y, dtype=x.dtype, device=x.device))
 
 
-def minimum(x: Tensor, y: Tensor) -> Tensor:
-    """The smaller of two tensors, NaN where either is; where they are equal each gets half of the derivative."""
-    return torch.minimum(x, y)
+def minimum(x: Tensor, y: Number) -> Tensor:
+    """The smaller of the two, NaN where either is; where they are equal each gets half of the derivative."""
+    return torch.minimum(x, torch.as_tensor(y, dtype=x.dtype, device=x.device))
 
 
 def abs(x: Tensor) -> Tensor:
@@ -51,7 +53,10 @@ def sign(x: Tensor) -> Tensor:
 
 
 def where(condition: bool | Tensor, x: Number, y: Number) -> Number:
-    """x where the condition holds, y elsewhere. The derivative of the side not taken is never looked at."""
+    """x where the condition holds, y elsewhere.
+
+    As with torch.where, a side that is not taken must have a finite derivative all the same.
+    """
     if isinstance(condition, Tensor):
         return torch.where(condition, x, y)
     return x if condition else y
@@ -82,14 +87,3 @@ def one_minus_power(base: Number, exponent: Number) -> Number:
     positive = base > 0
     inside = -torch.expm1(exponent * torch.log(torch.where(positive, base, 0.5)))
     return torch.where(positive, inside, 1 - torch.where(positive, 0.5, base) ** exponent)
-
-
-def _may_be_differentiated(x: Tensor) -> bool:
-    """Whether somebody may ask for a derivative through x; a tracer may, always."""
-    return (
-        x.requires_grad
-        or torch.compiler.is_compiling()
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-    )

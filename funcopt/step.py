@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcopt import backends, hyper
+from funcopt import backends, hyper, observed
 from funcopt.declaration import Rule
 
 __all__ = ["Leaves", "step"]
@@ -36,19 +36,24 @@ def step(
     *,
     backend: str,
     donate: bool,
+    advance: bool = True,
     tables: dict[Hashable, Any] | None = None,
 ) -> Leaves:
     """The leaves after one step; they have been checked.
 
-    With `donate` the results overwrite params, slots and steps, unless a derivative is wanted.
+    Without `advance` the counts stay as they are, for a caller that keeps its own.
+
+    With `donate` the results overwrite params and slots, unless a derivative is wanted or a transform is at work.
     """
     active = [i for i, g in enumerate(leaves.grads) if g is not None]
     if not active:
         return leaves
     tracing = torch.compiler.is_compiling()
-    differentiated = not tracing and _differentiated(leaves)
-    if differentiated or (tracing and _requires_grad(leaves)):
-        donate = False
+    differentiated = not tracing and observed.differentiated(_tensors(leaves))
+    recorded = differentiated or (
+        tracing and torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(leaves))
+    )
+    donate = donate and not recorded and not observed.transformed()
     with contextlib.nullcontext() if differentiated or tracing else torch.no_grad():
         coefficients, rows = _coefficients(rule, leaves, active, tracing)
         work = backends.Work(
@@ -62,13 +67,14 @@ def step(
             rows=rows,
             donate=donate,
         )
-        symbolic = tracing or torch._C._len_torch_dispatch_stack() > 0
-        params, slots = backends.run(work, backend, traced=symbolic, differentiated=differentiated, tables=tables)
+        params, slots = backends.run(
+            work, backend, traced=observed.traced(), differentiated=differentiated, tables=tables
+        )
         return replace(
             leaves,
             params=_put(leaves.params, active, params),
             slots={name: _put(old, active, new) for (name, old), new in zip(leaves.slots.items(), slots, strict=True)},
-            steps=_advance(leaves.steps, active, donate, tracing),
+            steps=_advance(leaves.steps, active, tracing) if advance else leaves.steps,
         )
 
 
@@ -81,13 +87,13 @@ def _put(old: list[Tensor], active: list[int], new: list[Tensor]) -> list[Tensor
     return out
 
 
-def _advance(steps: list[Tensor], active: list[int], donate: bool, tracing: bool) -> list[Tensor]:
-    """The counts after the step; leaves that shared a count share the next one."""
+def _advance(steps: list[Tensor], active: list[int], tracing: bool) -> list[Tensor]:
+    """The counts after the step; leaves that shared a count share the next one. No count is ever written to."""
     new: dict[int, Tensor] = {}
     same = _same([steps[i] for i in active], tracing)
     for i, first in zip(active, same, strict=True):
         if first not in new:
-            new[first] = steps[i].add_(1) if donate else steps[i] + 1
+            new[first] = steps[i] + 1
     return _put(steps, active, [new[first] for first in same])
 
 
@@ -121,7 +127,7 @@ def _coefficients(
         hyper.PerLeaf([column[i] for i in active]) if isinstance(column, hyper.PerLeaf) else _scalar(column, tracing)
         for column in leaves.columns
     ]
-    times = [c.item() + 1 if not tracing and _readable(c) else None for c in counts]
+    times = [c.item() + 1 if not tracing and observed.readable(c) else None for c in counts]
     # A step number stands for itself, a count that cannot be read for its place, which is negative to differ.
     keys: list[list[Any]] = [[-k if t is None else t for t, k in zip(times, _same(counts, tracing), strict=True)]]
     keys += [_same(column, tracing) for column in columns if isinstance(column, hyper.PerLeaf)]
@@ -140,42 +146,16 @@ def _coefficients(
 
 def _scalar(value: Any, tracing: bool) -> Any:
     if isinstance(value, Tensor):
-        return value.item() if not tracing and value.dim() == 0 and _readable(value) else _float64(value)
-    # A tracer makes a constant of a float, and a new graph for the next one; of a tensor it does not.
-    return torch.full((), value, dtype=torch.float64) if tracing else float(value)
+        return value.item() if not tracing and value.dim() == 0 and observed.readable(value) else _float64(value)
+    # A tracer makes a constant of a float, and a new graph for the next one; of a product with a tensor it does not.
+    return torch.ones((), dtype=torch.float64) * value if tracing else float(value)
 
 
 def _float64(value: Tensor) -> Tensor:
     return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
-def _readable(value: Tensor) -> bool:
-    """Whether a number can be read without waiting for a device and without cutting off a derivative or a tracer."""
-    return value.device.type == "cpu" and not (value.requires_grad and torch.is_grad_enabled()) and not _wrapped(value)
-
-
-def _wrapped(value: Tensor) -> bool:
-    return (
-        torch._C._functorch.is_functorch_wrapped_tensor(value)
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
-
-
 def _tensors(leaves: Leaves) -> list[Tensor]:
     numbers = [v for c in leaves.columns for v in (c if isinstance(c, hyper.PerLeaf) else [c]) if isinstance(v, Tensor)]
     grads = [g for g in leaves.grads if g is not None]
     return [*leaves.params, *grads, *(s for slot in leaves.slots.values() for s in slot), *leaves.steps, *numbers]
-
-
-def _requires_grad(leaves: Leaves) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(leaves))
-
-
-def _differentiated(leaves: Leaves) -> bool:
-    """Whether somebody may ask for a derivative of this step, or has it batched."""
-    return (
-        _requires_grad(leaves)
-        or torch.autograd.forward_ad._current_level >= 0
-        or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in _tensors(leaves))
-    )

@@ -19,10 +19,7 @@ __all__ = ["step"]
 
 def step(work: Work) -> Result:
     """Do the work by launches that autograd and torch.func can differentiate and batch; donation is ignored."""
-    device = work.params[0].device
-    table = torch.stack(
-        [torch.stack([torch.as_tensor(c, dtype=torch.float64, device=device) for c in cs]) for cs in work.coefficients]
-    )
+    table = launch.scalars(work.coefficients, work.params[0].device)
     # What autograd keeps of the work is its structure: the tensors are arguments of their own.
     none: Any = [None] * len(work.params)
     zeros = [type(cs)(*[0.0] * len(cs)) for cs in work.coefficients[:1]]
@@ -55,8 +52,20 @@ class _Launch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        _, pull = torch.func.vjp(_Launch.rule(ctx.work), *ctx.saved_tensors)
-        return None, *pull(cotangents)
+        needed = [i for i, wanted in enumerate(ctx.needs_input_grad[1:]) if wanted]
+        tensors = list(ctx.saved_tensors)
+
+        def of_needed(*some: Tensor) -> tuple[Tensor, ...]:
+            filled = list(tensors)
+            for i, value in zip(needed, some, strict=True):
+                filled[i] = value
+            return _Launch.rule(ctx.work)(*filled)
+
+        _, pull = torch.func.vjp(of_needed, *(tensors[i] for i in needed))
+        out: list[Tensor | None] = [None] * (1 + len(tensors))
+        for i, value in zip(needed, pull(cotangents), strict=True):
+            out[1 + i] = value
+        return tuple(out)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from funcopt.backends import Result, Work, compute_dtype
-from funcopt.kernels.multi_tensor import arguments, multi_tensor_update, to_triton
+from funcopt.kernels.multi_tensor import arguments, fill, multi_tensor_update, to_triton
 
-__all__ = ["step"]
+__all__ = ["BLOCK", "TRITON_DTYPES", "WARPS", "scalars", "step"]
 
 # A program's elements and warps: two 16-byte vectors of float32 a thread for each array, so that enough loads are under
 # way to hide memory's latency. Chosen by rule, not by autotuning, which would run an in-place kernel several times.
@@ -38,7 +37,7 @@ def step(work: Work, tables: dict[Hashable, Any] | None = None) -> Result:
     """
     kinds: dict[Hashable, list[int]] = {}
     for leaf, p in enumerate(work.params):
-        kind = (p.device, p.dtype, *(slot[leaf].dtype for slot in work.slots))
+        kind = (p.device, p.dtype, work.grads[leaf].dtype, *(slot[leaf].dtype for slot in work.slots))
         kinds.setdefault(kind, []).append(leaf)
     params = list(work.params)
     slots = [list(slot) for slot in work.slots]
@@ -52,6 +51,7 @@ def step(work: Work, tables: dict[Hashable, Any] | None = None) -> Result:
             if work.donate:  # the result is in the donated tensor, unless a copy was made to lie in order
                 old = [params[member], *(slot[member] for slot in slots)]
                 new = [o if o is n else o.copy_(n) for o, n in zip(old, new, strict=True)]
+                torch.autograd.graph.increment_version(old)
             params[member] = new[0]
             for slot, value in zip(slots, new[1:], strict=True):
                 slot[member] = value
@@ -64,7 +64,7 @@ def step(work: Work, tables: dict[Hashable, Any] | None = None) -> Result:
 def _inputs(work: Work, leaf: int) -> Leaf:
     """p, g and the slots, lying in memory alike and without gaps: the kernel walks them by address."""
     p = work.params[leaf]
-    tensors = [p, work.grads[leaf], *(slot[leaf] for slot in work.slots)]
+    tensors = [t.resolve_neg() for t in (p, work.grads[leaf], *(slot[leaf] for slot in work.slots))]
     if all(t.is_contiguous() for t in tensors):
         return tensors
     if not torch.ops.aten.is_non_overlapping_and_dense(p):
@@ -83,26 +83,27 @@ def _outputs(inputs: Leaf, donate: bool) -> Leaf:
 def _launch(
     work: Work, inputs: list[Leaf], outputs: list[Leaf], kind: tuple[Any, ...], tables: dict[Hashable, Any] | None
 ) -> None:
-    device, dtype, *slot_dtypes = kind
+    device, dtype, grad_dtype, *slot_dtypes = kind
     sizes = tuple(p.numel() for p, *_ in inputs)
     chunks = _chunks(sizes, device)
     if len(chunks) == 0:
         return
     rows = []
-    for size, scalars, tensors, new in zip(sizes, work.rows, inputs, outputs, strict=True):
+    for size, own, tensors, new in zip(sizes, work.rows, inputs, outputs, strict=True):
         addresses = [t.data_ptr() for t in (*tensors, *new)]
-        rows.append([size, scalars, all(address % 16 == 0 for address in addresses), *addresses])
+        rows.append([size, own, all(address % 16 == 0 for address in addresses), *addresses])
     fields = type(work.coefficients[0])
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         multi_tensor_update[(len(chunks),)](
-            _table(torch.tensor(rows, dtype=torch.int64), device, tables, (kind, sizes)),
+            _table(torch.tensor(rows, dtype=torch.int64, device="cpu"), device, tables, kind),
             chunks,
-            _scalars(work.coefficients, device),
+            scalars(work.coefficients, device),
             UPDATE=to_triton(work.update),
             ARGUMENTS=arguments(work.present, work.flags),
             COEFFICIENTS=fields,
             COUNT=len(fields._fields),
             DTYPE=TRITON_DTYPES[dtype],
+            GRAD=TRITON_DTYPES[grad_dtype],
             SLOTS=tuple(TRITON_DTYPES[d] for d in slot_dtypes),
             COMPUTE=TRITON_DTYPES[compute_dtype(dtype)],
             BLOCK=BLOCK,
@@ -110,62 +111,93 @@ def _launch(
         )
 
 
-@lru_cache(maxsize=32)
+_kept_chunks: dict[Hashable, Tensor] = {}
+
+
 def _chunks(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """What each program works on: (tensor << 32) + the chunk within it. It depends on sizes only."""
-    counts = torch.tensor([-(-size // BLOCK) for size in sizes])
-    tensor = torch.repeat_interleave(torch.arange(len(sizes)), counts)
-    within = torch.arange(len(tensor)) - (counts.cumsum(0) - counts)[tensor]
-    return ((tensor << 32) + within).to(device)
-
-
-def _scalars(coefficients: list[tuple[Any, ...]], device: torch.device) -> Tensor:
-    """The sets of coefficients, float64 on the device."""
-    if any(isinstance(c, Tensor) for cs in coefficients for c in cs):
-        # Numbers on the device are worked with there, and nobody waits for them.
-        to = {"dtype": torch.float64, "device": device}
-        return torch.stack([torch.stack([torch.as_tensor(c, **to) for c in cs]) for cs in coefficients])
+    """What each program works on: (tensor << 32) + the chunk within it. It depends on sizes only, and is kept."""
+    key = (sizes, device)
+    if key not in _kept_chunks:
+        if _capturing(device):
+            raise RuntimeError("take an ordinary step with these parameters before capturing one in a CUDA graph")
+        counts = torch.tensor([-(-size // BLOCK) for size in sizes], device="cpu")
+        tensor = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
+        within = torch.arange(len(tensor), device="cpu") - (counts.cumsum(0) - counts)[tensor]
+        if len(_kept_chunks) >= 64:
+            del _kept_chunks[next(iter(_kept_chunks))]
+        _kept_chunks[key] = ((tensor << 32) + within).to(device)
     if _capturing(device):
-        raise RuntimeError(
-            "a CUDA graph that captured this step would repeat its step number and hparams for ever: keep the count on "
-            "the device (capturable=True), and whatever is to change between replays in tensors there"
-        )
-    return torch.tensor(coefficients, dtype=torch.float64).to(device, non_blocking=True)
+        _captured.append(_kept_chunks[key])
+    return _kept_chunks[key]
+
+
+def scalars(coefficients: list[tuple[Any, ...]], device: torch.device) -> Tensor:
+    """The sets of coefficients as a float64 table on the device, differentiable in those that are tensors."""
+    if not any(isinstance(c, Tensor) for cs in coefficients for c in cs):
+        if _capturing(device):
+            raise RuntimeError(
+                "a CUDA graph that captured this step would repeat its step number and hparams for ever: keep the "
+                "count on the device (capturable=True), and what is to change between replays in tensors there"
+            )
+        return torch.tensor(coefficients, dtype=torch.float64, device="cpu").to(device, non_blocking=True)
+
+    def number(c: Any) -> Tensor:
+        # What is on the device stays there; a number from here is filled in, for a copy would have to be waited for.
+        if isinstance(c, Tensor):
+            return c.to(dtype=torch.float64, device=device)
+        return torch.full((), c, dtype=torch.float64, device=device)
+
+    return torch.stack([torch.stack([number(c) for c in cs]) for cs in coefficients])
+
+
+# What CUDA graphs read at every replay, and nobody else refers to.
+_captured: list[Tensor] = []
 
 
 @dataclass
 class _Kept:
-    """A table on the device, the same rows here to see what has moved, and memory for what a CUDA graph captures."""
+    """A table on the device, and the same rows here to see what has moved. A frozen one belongs to a CUDA graph."""
 
     rows: Tensor
     on_device: Tensor
-    spare: Tensor | None
-    captured: list[Tensor]
+    frozen: bool = False
 
 
-def _table(rows: Tensor, device: torch.device, tables: dict[Hashable, Any] | None, key: Hashable) -> Tensor:
-    """The rows on the device; where they are kept, only those that differ from the last step's are copied there."""
-    if tables is None:
-        return rows.to(device, non_blocking=True)
-    kept = tables.get(key)
-    if kept is None:
-        kept = tables[key] = _Kept(rows, rows.to(device, copy=True), None, [])
-    moved = (rows != kept.rows).any(1).nonzero().flatten().tolist()
-    if _capturing(device):
-        if moved:  # the graph copies from here at every replay, so this memory is never written again
-            if kept.spare is None:
-                raise RuntimeError("take an ordinary step before capturing one in a CUDA graph")
-            source, kept.spare = kept.spare.copy_(rows), None
-            kept.captured.append(source)
-            kept.on_device.copy_(source, non_blocking=True)
-    else:
-        if kept.spare is None and device.type == "cuda":
-            kept.spare = torch.empty_like(rows, pin_memory=True)
-        if moved:
+def _table(rows: Tensor, device: torch.device, tables: dict[Hashable, Any] | None, kind: Hashable) -> Tensor:
+    """The rows on the device; where they are kept, only what has moved since the last step is copied there."""
+    kept = tables.get(kind) if tables is not None else None
+    if kept is not None and kept.rows.shape == rows.shape:
+        moved = (rows != kept.rows).any(1).nonzero().flatten().tolist()
+        if not moved:
+            kept.frozen = kept.frozen or _capturing(device)
+            return _remembered(kept.on_device, device)
+        if not kept.frozen and not _capturing(device):
             part = slice(moved[0], moved[-1] + 1)
             kept.on_device[part].copy_(rows[part], non_blocking=True)
-    kept.rows = rows
-    return kept.on_device
+            kept.rows = rows
+            return kept.on_device
+    if _capturing(device):
+        return _remembered(_filled(rows, device), device)
+    on_device = rows.to(device, non_blocking=True, copy=True)
+    if tables is not None:
+        tables[kind] = _Kept(rows, on_device)
+    return on_device
+
+
+def _filled(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows on the device, written there by kernels that have them as arguments."""
+    table = torch.empty_like(rows, device=device)
+    flat = rows.flatten().tolist()
+    for first in range(0, len(flat), 8):
+        part = flat[first : first + 8]
+        fill[(1,)](table, first, len(flat), *part, *[0] * (8 - len(part)))
+    return table
+
+
+def _remembered(table: Tensor, device: torch.device) -> Tensor:
+    if _capturing(device):
+        _captured.append(table)
+    return table
 
 
 def _capturing(device: torch.device) -> bool:

@@ -7,8 +7,8 @@ offsets, 64 bits wide, have no limit. Nothing that a step changes is a specialis
 """
 
 import builtins
+import dis
 import functools
-import inspect
 import types
 from collections import namedtuple
 from collections.abc import Callable
@@ -44,11 +44,11 @@ def _pointer(row, column: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constex
 
 @triton.jit
 def _update_chunk(
-    row, i, mask, c, UPDATE: tl.constexpr, ARGUMENTS: tl.constexpr, DTYPE: tl.constexpr, SLOTS: tl.constexpr,
-    COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
+    row, i, mask, c, UPDATE: tl.constexpr, ARGUMENTS: tl.constexpr, DTYPE: tl.constexpr, GRAD: tl.constexpr,
+    SLOTS: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     p = tl.load(_pointer(row, 3, DTYPE, ALIGNED) + i, mask=mask).to(COMPUTE)
-    g = tl.load(_pointer(row, 4, DTYPE, ALIGNED) + i, mask=mask).to(COMPUTE)
+    g = tl.load(_pointer(row, 4, GRAD, ALIGNED) + i, mask=mask).to(COMPUTE)
     loaded = ()
     for k in tl.static_range(len(SLOTS)):
         loaded = loaded + (tl.load(_pointer(row, 5 + k, SLOTS[k], ALIGNED) + i, mask=mask).to(COMPUTE),)
@@ -61,7 +61,7 @@ def _update_chunk(
 @triton.jit
 def multi_tensor_update(
     table, chunks, coefficients, UPDATE: tl.constexpr, ARGUMENTS: tl.constexpr, COEFFICIENTS: tl.constexpr,
-    COUNT: tl.constexpr, DTYPE: tl.constexpr, SLOTS: tl.constexpr,
+    COUNT: tl.constexpr, DTYPE: tl.constexpr, GRAD: tl.constexpr, SLOTS: tl.constexpr,
     COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     chunk = tl.load(chunks + tl.program_id(0))
@@ -75,9 +75,18 @@ def multi_tensor_update(
     c = COEFFICIENTS(*values)
     i = offset + tl.arange(0, BLOCK)
     if (offset + BLOCK <= size) & (tl.load(row + 2) != 0):  # a whole chunk, aligned: no mask, 16-byte accesses
-        _update_chunk(row, i, None, c, UPDATE, ARGUMENTS, DTYPE, SLOTS, COMPUTE, True)
+        _update_chunk(row, i, None, c, UPDATE, ARGUMENTS, DTYPE, GRAD, SLOTS, COMPUTE, True)
     else:
-        _update_chunk(row, i, i < size, c, UPDATE, ARGUMENTS, DTYPE, SLOTS, COMPUTE, False)
+        _update_chunk(row, i, i < size, c, UPDATE, ARGUMENTS, DTYPE, GRAD, SLOTS, COMPUTE, False)
+
+
+@triton.jit(do_not_specialize=[f"a{k}" for k in range(8)])
+def fill(table, first, size, a0, a1, a2, a3, a4, a5, a6, a7):
+    """Write 8 numbers into a table, from its element `first` on, with no copy from here: a CUDA graph keeps that."""
+    values = (a0, a1, a2, a3, a4, a5, a6, a7)
+    for k in tl.static_range(8):
+        if first + k < size:
+            tl.store(table + first + k, values[k])
 
 
 @functools.cache
@@ -101,7 +110,7 @@ def arguments(present: tuple[bool, ...], flags: tuple[bool, ...]) -> Any:
     return Arguments
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def to_triton(function: Callable[..., Any]) -> Any:
     """A rule's own function as a Triton function: the same code, with Triton's op table for torch's.
 
@@ -110,8 +119,14 @@ def to_triton(function: Callable[..., Any]) -> Any:
     Raises:
         TypeError: it names something that Triton has no counterpart of.
     """
-    found = inspect.getclosurevars(function)
-    names = {name: _counterpart(function, name, value) for name, value in {**found.globals, **found.nonlocals}.items()}
+    closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    names = {}
+    for instruction in dis.get_instructions(function):  # an attribute, as in c.lr, is no name of the module's
+        name = instruction.argval
+        if instruction.opname == "LOAD_DEREF":
+            names[name] = _counterpart(function, name, closure[name].cell_contents)
+        elif instruction.opname == "LOAD_GLOBAL" and name in function.__globals__:
+            names[name] = _counterpart(function, name, function.__globals__[name])
     scope = {**names, "tl": tl, "__name__": function.__module__, "__builtins__": builtins}
     copy = types.FunctionType(
         function.__code__,

@@ -50,6 +50,7 @@ def assembly(
         "COEFFICIENTS": opt.rule.Coefficients,
         "COUNT": len(opt.rule.Coefficients._fields),
         "DTYPE": TRITON_DTYPES[dtype],
+        "GRAD": TRITON_DTYPES[dtype],
         "SLOTS": (slot,) * len(slots),
         "COMPUTE": TRITON_DTYPES[compute_dtype(dtype)],
         "BLOCK": BLOCK,

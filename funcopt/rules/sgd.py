@@ -26,7 +26,7 @@ def coefficients(t, lr, momentum, dampening, weight_decay):
     return {
         "lr": lr,
         "momentum": momentum,
-        "one_minus_dampening": where(t == 1, 1.0, 1 - dampening),
+        "one_minus_dampening": where(t == 1, 1.0, where(momentum == 0, 1.0, 1 - dampening)),
         "weight_decay": weight_decay,
         "decay": 1 - lr * weight_decay,
     }
