@@ -144,7 +144,13 @@ def _check_update(made: Rule) -> None:
     slots = [slot for slot in made.slots if slot.when is None or slot.when in made.hparams or opt.flags[slot.when]]
     state = {"step": torch.zeros(()), **{slot.name: ones.clone() for slot in slots}}
     p, g = ones.clone(), ones.clone()
-    new, _ = opt(p, g, state, hyper.validate(made.name, made.hparams, {}))
+    try:
+        new, _ = opt(p, g, state, hyper.validate(made.name, made.hparams, {}))
+    except (AttributeError, IndexError, NameError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{made.name}: update fails on tensors of shape {tuple(p.shape)}, with the default flags and numbers, with "
+            f"{type(error).__name__}: {error}"
+        ) from error
     written = [name for name, t in {"p": p, "g": g, **state}.items() if name != "step" and not torch.equal(t, ones)]
     if written:
         raise TypeError(f"{made.name}: update writes to {written[0]}; write {written[0]} = {written[0]} + … for +=")

@@ -5,6 +5,7 @@ around its average in place of its second moment.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -164,16 +165,60 @@ def test_its_kernel_moves_the_least_bytes():
     assert json.loads(done.stdout) == [28, 0]
 
 
-def test_what_does_not_fit_together_is_said_at_once():
+def good(t, lr):
+    return {"lr": lr}
+
+
+def step(p, g, c):
+    return p - c.lr * g, ()
+
+
+def one_slot(p, g, m, c):
+    return p - c.lr * m, (m + g,)
+
+
+def reads_a_number(t, lr):
+    return {"lr": lr * math.sqrt(t)}
+
+
+def branches_on_a_number(t, lr):
+    return {"lr": lr if t > 1 else 0.1}
+
+
+def writes_in_place(p, g, c):
+    p -= c.lr * g
+    return p, ()
+
+
+def returns_no_slots(p, g, m, c):
+    return p - c.lr * g
+
+
+def wrong_order(p, g, c, m):
+    return p - c.lr * g, (m,)
+
+
+DECLARATIONS = [
+    ({"coefficients": lambda t, rate: {}}, r"wrong: coefficients takes \(t, lr\); got \(…, rate\)"),
+    ({"coefficients": lambda t, lr: (lr,)}, "coefficients returns a dict of scalars by name; it returned a tuple"),
+    ({"coefficients": reads_a_number}, "coefficients must work on float64 tensors too, .* It fails with RuntimeError"),
+    ({"coefficients": branches_on_a_number}, "and no `if` on a number. It fails with"),
+    ({"hparams": {"lr": 0.1}}, "a number is declared by funcopt.Number, nonnegative or fraction; got 0.1"),
+    ({"slots": ("buf",), "flags": {"nesterov": False}}, r"update takes \(p, g, buf, c, nesterov\), .*got \(p, g, c\)"),
+    ({"slots": ("m", "m"), "update": one_slot}, "the name 'm' is taken twice, or by the library"),
+    ({"slots": ("step",), "update": one_slot}, "the name 'step' is taken twice, or by the library"),
+    ({"flags": {"lr": False}}, "the name 'lr' is taken twice"),
+    ({"slots": (Slot("m", when="lrr"),), "update": one_slot}, "slot 'm' depends on 'lrr', .* did you mean 'lr'"),
+    ({"update": writes_in_place}, r"update writes to p; write p = p \+ … for \+="),
+    ({"slots": ("m",), "update": returns_no_slots}, r"must return \(p, slots\), .* the 1 in use; it returned a Tensor"),
+    ({"slots": ("m",), "update": step}, r"update takes \(p, g, m, c\)"),
+    ({"slots": ("m",), "update": lambda p, g, m, c: (p, ())}, r"it returned \(a Tensor, \(\)\)"),
+    ({"slots": ("m",), "update": wrong_order}, "wrong: update fails on .* with AttributeError: .* 'lr'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DECLARATIONS, ids=[message for _, message in DECLARATIONS])
+def test_what_does_not_fit_together_is_said_at_once(change, message):
     numbers = {"lr": nonnegative(1e-3, "learning rate")}
-    with pytest.raises(TypeError, match=r"wrong: coefficients takes \(t, lr\); got \(…, rate\)"):
-        funcopt.rule("wrong", hparams=numbers, coefficients=lambda t, rate: {}, update=lambda p, g, c: (p, ()))
-    with pytest.raises(TypeError, match=r"wrong: update takes \(p, g, buf, c, nesterov\), .*got \(p, g, c\)"):
-        funcopt.rule(
-            "wrong",
-            hparams=numbers,
-            slots=("buf",),
-            flags={"nesterov": False},
-            coefficients=lambda t, lr: {"lr": lr},
-            update=lambda p, g, c: (p, ()),
-        )
+    with pytest.raises(TypeError, match=message):
+        funcopt.rule("wrong", **{"hparams": numbers, "coefficients": good, "update": step} | change)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 from typing import NamedTuple
 
 import pytest
@@ -288,7 +289,8 @@ def grads(**changes):
 GRAD_ERRORS = [
     (grads(weight=torch.zeros(3, 2)), ValueError, r"grads\['layers'\]\[0\]\.weight has shape \(3, 2\).* \(2, 3\)"),
     (grads(bias=torch.zeros(3).double()), ValueError, r"grads\['layers'\]\[0\]\.bias is torch.float64, but params"),
-    (grads(scale=1.0), TypeError, r"grads\['scale'\] is a float"),
+    (grads(scale=1.0), TypeError, r"grads\['scale'\] is a float; a dense floating-point tensor is needed"),
+    (grads(bias=torch.zeros(3).to_sparse()), TypeError, r"grads\['layers'\]\[0\]\.bias is torch.sparse_coo"),
     (grads(scale=[torch.zeros(())]), ValueError, r"grads\['scale'\] is a list, but params has a single leaf there"),
     (grads(bias=torch.zeros(3, device="meta")), ValueError, r"grads\['layers'\]\[0\]\.bias .*on meta"),
     ({"layers": grads()["layers"]}, ValueError, r"grads\['scale'\] is missing"),
@@ -337,6 +339,9 @@ def test_state_of_other_flags_or_numbers():
     opt, state = funcopt.adamw(amsgrad=True), funcopt.adamw().init(PARAMS)
     with pytest.raises(ValueError, match=r"state has no 'max_exp_avg_sq', which .*amsgrad=True"):
         opt(PARAMS, grads(), state, opt.hparams())
+    opt, state = funcopt.adamw(), funcopt.adamw(amsgrad=True).init(PARAMS)
+    with pytest.raises(ValueError, match=r"state has 'max_exp_avg_sq', which is of no use with amsgrad=False"):
+        opt(PARAMS, grads(), state, opt.hparams())
     opt, state = funcopt.sgd(), funcopt.sgd().init(PARAMS)
     with pytest.raises(ValueError, match=r"state has no 'momentum_buffer', which .*opt\.init\(params, hparams\) makes"):
         opt(PARAMS, grads(), state, opt.hparams(momentum=0.9))
@@ -384,9 +389,10 @@ def test_donated_results_are_in_place_and_the_same(factory, backend):
     grads = {name: torch.randn_like(p) for name, p in params.items()}
     state = opt.init(params, hparams)
     want = opt(params, grads, state, hparams)
-    given = leaves_of((params, state))
+    given = params, {name: slot for name, slot in state.items() if name != "step"}
     got = opt(params, grads, state, hparams, donate=True)
-    assert all(a is b for a, b in zip(leaves_of(got), given, strict=True))
+    written = got[0], {name: got[1][name] for name in given[1]}
+    assert all(a is b for a, b in zip(leaves_of(written), leaves_of(given), strict=True))
     for a, b in zip(leaves_of(got), leaves_of(want), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
 
@@ -404,6 +410,20 @@ def test_donation_is_ignored_where_a_derivative_is_wanted_or_leaves_are_tied():
     )
     assert torch.equal(new["a"], torch.zeros(2))
     assert torch.equal(new["b"], -torch.ones(2))
+    whole = torch.ones(4)
+    params = [whole[:3], whole[1:]]
+    new, _ = opt(params, [torch.ones(3), torch.ones(3)], opt.init(params), opt.hparams(lr=1.0), donate=True)
+    assert all(torch.equal(p, torch.zeros(3)) for p in new)
+
+
+def test_donated_counts_that_leaves_share():
+    """From init all leaves share a count; one without a gradient must keep it."""
+    opt = funcopt.adamw()
+    p = {"a": torch.ones(2), "b": torch.ones(2)}
+    state = opt.init(p)
+    _, after = opt(p, {"a": torch.ones(2), "b": None}, state, opt.hparams(), donate=True)
+    assert after["step"] == {"a": 1, "b": 0}
+    assert state["step"] == {"a": 0, "b": 0}
 
 
 def test_a_hundred_thousand_leaves():
@@ -413,3 +433,24 @@ def test_a_hundred_thousand_leaves():
     new, state = opt(params, dict.fromkeys(params) | {"7": torch.ones(())}, state, opt.hparams(lr=1.0))
     assert new["7"] == -1
     assert sum(p.item() for p in new.values()) == -1
+
+
+def test_pickled_and_compared():
+    opt = funcopt.adamw(amsgrad=True)
+    again = pickle.loads(pickle.dumps(opt))
+    assert again == opt
+    assert hash(again) == hash(opt)
+    assert again.rule is opt.rule
+    assert opt != funcopt.adamw()
+
+
+def test_momentum_zero_for_one_leaf_of_a_tree():
+    """As torch.optim, where momentum 0 takes no dampening."""
+    opt = funcopt.sgd()
+    p = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    hparams = opt.hparams(lr=1.0, momentum={"a": 0.0, "b": 0.9}, dampening=0.5)
+    state = opt.init(p, hparams)
+    for _ in range(2):
+        p, state = opt(p, {"a": torch.ones(2), "b": torch.ones(2)}, state, hparams)
+    assert torch.equal(p["a"], torch.full((2,), -2.0))
+    torch.testing.assert_close(p["b"], torch.full((2,), -(1 + 0.9 + 0.5)))

@@ -122,3 +122,37 @@ def test_a_tensor_of_more_than_32_bits_of_elements():
     opt = funcopt.sgd()
     opt(p, g, opt.init(p), opt.hparams(lr=1.0), donate=True)
     assert p.eq(-1).all()
+
+
+def test_a_pure_step_in_a_cuda_graph():
+    opt = funcopt.adamw()
+    p, g = torch.ones(1000, device="cuda"), torch.randn(1000, device="cuda")
+    hparams = opt.hparams(lr=torch.tensor(0.1, device="cuda"))
+    state = opt.init(p, hparams, capturable=True)
+    opt(p, g, state, hparams)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        new, after = opt(p, g, state, hparams)
+    hparams["lr"].fill_(0.2)
+    graph.replay()
+    want, _ = opt(p, g, state, hparams)
+    torch.testing.assert_close(new, want)
+    assert after["step"] == 1
+
+
+def test_a_graph_replayed_after_an_eager_step_reads_its_own_table():
+    p = torch.nn.Parameter(torch.zeros(1000, device="cuda"))
+    optimizer = funcopt.optim.Adam([p], lr=1.0, capturable=True)
+    mine, other = torch.ones_like(p), -torch.ones_like(p)
+    p.grad = mine
+    optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    p.grad = other
+    optimizer.step()
+    before = p.detach().clone()
+    m = optimizer.state[p]["exp_avg"].clone()
+    graph.replay()
+    torch.testing.assert_close(optimizer.state[p]["exp_avg"], 0.9 * m + 0.1 * mine)
+    assert not torch.equal(p, before)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import funcopt
-from funcopt import ops
+from funcopt import observed, ops
 from funcopt.kernels import launch
 from funcopt.kernels.multi_tensor import to_triton
 from tests.rules_table import COMBINATIONS, IDS, NUMBERS
@@ -37,7 +37,7 @@ def leaves(tree):
 
 
 def assert_same(got, want, largest):
-    """Bit for bit in the interpreter. A GPU contracts a·b + c and divides within 2 ulp: some ulp of the largest."""
+    """Bit for bit in the interpreter. A GPU contracts a·b + c and divides within 2 ulp: an ulp of the largest."""
     for a, b in zip(leaves(got), leaves(want), strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
@@ -45,7 +45,7 @@ def assert_same(got, want, largest):
             assert torch.equal(a, b) or torch.equal(a.nan_to_num(7.5), b.nan_to_num(7.5))
         else:
             ulp = torch.finfo(b.dtype).eps
-            torch.testing.assert_close(a, b, rtol=4 * STEPS * ulp, atol=4 * STEPS * ulp * largest, equal_nan=True)
+            torch.testing.assert_close(a, b, rtol=STEPS * ulp, atol=ulp * largest, equal_nan=True)
 
 
 @pytest.mark.parametrize(("factory", "flags"), COMBINATIONS, ids=IDS)
@@ -75,7 +75,7 @@ def test_is_the_torch_run_of_the_rule(factory, flags, donate, dtype, slot_dtype,
         before = p_got
         p_got, s_got = triton(p_got, g, s_got, hparams, donate=donate)
         assert all((p_got[name] is before[name]) == donate for name in before)
-    assert_same((p_got, s_got), (p_want, s_want), largest=10)
+    assert_same((p_got, s_got), (p_want, s_want), largest=4)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NumPy's, in the interpreter
@@ -120,7 +120,7 @@ def test_hundreds_of_leaves_are_one_launch(device, monkeypatch, ieee_sqrt):
     g = draw(sizes, torch.float32, device)
     got = triton(p, g, state, hparams)
     assert grids == [(sum(-(-n // BLOCK) for (n,) in sizes),)]
-    assert_same(got, eager(p, g, state, hparams), largest=10)
+    assert_same(got, eager(p, g, state, hparams), largest=4)
 
 
 def test_one_launch_for_each_dtype(device, monkeypatch):
@@ -209,6 +209,81 @@ def test_tables_are_kept_and_follow_what_moved(device):
     assert changed == [[False] * 3, [False] * 3, [True] * 3, [False, True, False], [False] * 3]
 
 
+def test_tables_do_not_pile_up(device):
+    """Gradients that come and go change the leaves of a launch, and the one table is made anew."""
+    params = [torch.nn.Parameter(torch.randn(3, device=device)) for _ in range(4)]
+    optimizer = funcopt.optim.SGD(params, backend="triton")
+    for pattern in range(1, 16):
+        for i, p in enumerate(params):
+            p.grad = torch.ones_like(p) if pattern >> i & 1 else None
+        optimizer.step()
+    assert len(optimizer._tables[0]) == 1
+
+
+def test_a_table_that_a_graph_reads_is_not_written_to(device):
+    tables = {}
+    rows = torch.arange(6).reshape(2, 3)
+    first = launch._table(rows, device, tables, "kind")
+    tables["kind"].frozen = True
+    assert launch._table(rows.clone(), device, tables, "kind") is first
+    moved = launch._table(rows + 1, device, tables, "kind")
+    assert torch.equal(first.cpu(), rows)
+    assert torch.equal(moved.cpu(), rows + 1)
+
+
+def test_a_table_written_by_kernels(device):
+    rows = torch.randint(-(2**62), 2**62, (3, 7))
+    assert torch.equal(launch._filled(rows, device).cpu(), rows)
+
+
+def test_gradients_in_a_dtype_of_their_own(device):
+    """As autograd gives them to a bfloat16 parameter whose grad_dtype is float32."""
+    p = torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16, device=device))
+    p.grad_dtype = torch.float32
+    p.grad = torch.full((5,), 0.5, device=device)
+    funcopt.optim.SGD([p], lr=1.0, backend="triton").step()
+    assert torch.equal(p, torch.full_like(p, 0.5))
+
+
+def test_a_negative_view_is_what_it_says(device):
+    opt = funcopt.sgd(backend="triton")
+    p, g = torch.zeros(3, device=device), torch._neg_view(torch.ones(3, device=device))
+    new, _ = opt(p, g, opt.init(p), opt.hparams(lr=1.0))
+    assert torch.equal(new, torch.ones(3, device=device))
+
+
+def test_another_default_device_changes_nothing(device):
+    opt = funcopt.adamw(backend="triton")
+    p = torch.ones(3, device=device)
+    state = opt.init(p)
+    want, _ = opt(p, p, state, opt.hparams())
+    with torch.device("meta"):
+        got, _ = opt(p, p, state, opt.hparams())
+    assert torch.equal(got, want)
+
+
+def test_autograd_sees_that_a_parameter_was_written(device):
+    p = torch.nn.Parameter(torch.ones(3, device=device))
+    loss = (p * p).sum()
+    loss.backward(retain_graph=True)
+    funcopt.optim.SGD([p], lr=1.0, backend="triton").step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_state_that_does_not_fit_is_named_before_anything_is_read(device):
+    p = torch.nn.Parameter(torch.ones(4000, device=device))
+    optimizer = funcopt.optim.AdamW([("weight", p)], backend="triton")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = p.detach().clone()
+    optimizer.state[p]["exp_avg"] = torch.zeros(1, device=device)
+    with pytest.raises(RuntimeError, match=r"parameter weight cannot be updated: its exp_avg is .*\(1,\)"):
+        optimizer.step()
+    assert torch.equal(p, before)
+    assert optimizer.state[p]["step"] == 1
+
+
 def test_empty_and_nothing_to_do(device):
     opt = funcopt.adamw(backend="triton")
     p = {"a": torch.zeros(0, 3, device=device)}
@@ -251,8 +326,11 @@ def _uses_torch(p, g, c):
     return p - torch.sqrt(g), ()
 
 
-def _uses_log(p, g, c):
-    return p - ops.log(g), ()
+lr = torch.tensor(0.1)  # a name of the module's, and an attribute of c's
+
+
+def test_an_attribute_is_no_name_of_the_module():
+    assert to_triton(_update) is not None
 
 
 def test_what_triton_cannot_run_is_named():
@@ -269,7 +347,7 @@ def test_numbers_that_cannot_be_read_here(device, monkeypatch):
     assert state["step"]["0"].device.type == device.type
     state = opt(params, params | {"1": None}, state, hparams)[1]
     want = opt(params, params, state, hparams)
-    monkeypatch.setattr(funcopt.step, "_readable", lambda value: False)
+    monkeypatch.setattr(observed, "readable", lambda value: False)
     got = opt(params, params, state, hparams)
     for a, b in zip(leaves(got), leaves(want), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
