@@ -82,7 +82,7 @@ def _load_inductor(device: torch.device) -> None:
 
 
 def _plain(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: str(v) if isinstance(v, Path) or v == float("inf") else v for name, v in vars(args).items()}
+    return {name: str(v) if v == float("inf") else v for name, v in vars(args).items() if not isinstance(v, Path)}
 
 
 # ---- one table ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from tests.rules_table import COMBINATIONS, IDS, NUMBERS
 
 
 class Counting:
-    """The graphs compiled since it was made, by AOTAutograd too, whose pass for Python numbers decides what recompiles."""
+    """Graphs compiled since it was made, by AOTAutograd too, whose pass for Python numbers decides what recompiles."""
 
     backend = "aot_eager"
 
