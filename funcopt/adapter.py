@@ -145,7 +145,10 @@ class Adapter(torch.optim.Optimizer):
         slots = pure.rule.slots_for(numbers, pure.flags)
         states = [self._state_of(p, group, slots) for p in params]
         for p, state in zip(params, states, strict=True):
-            self._check_leaf(group, p, {"its gradient": p.grad, **{f"its {name}": state[name] for name in slots}})
+            for name in ("grad", *slots):
+                t: Any = p.grad if name == "grad" else state[name]
+                if not _fits(t, p):
+                    raise RuntimeError(self._misfit(group, p, name, t))
         in_place = not group.get("differentiable")
         counts = [state["step"] for state in states]
         leaves = Leaves(
@@ -166,23 +169,16 @@ class Adapter(torch.optim.Optimizer):
             if kept:
                 self.state[p].update(kept)
 
-    def _check_leaf(self, group: Mapping[str, Any], p: Tensor, tensors: Mapping[str, Any]) -> None:
-        """Raise RuntimeError where something is not as its parameter is; nothing has been changed by then."""
-        problem = None
-        if not p.dtype.is_floating_point:
-            problem = f"it is {p.dtype}, and only floating-point parameters are updated"
-        for name, t in tensors.items():
-            if t.layout != torch.strided:
-                problem = f"{name} is {t.layout}: {type(self).__name__} does not support sparse gradients"
-            elif t.shape != p.shape or t.device != p.device or not t.dtype.is_floating_point:
-                problem = (
-                    f"{name} is {t.dtype} of shape {tuple(t.shape)} on {t.device}, "
-                    f"and the parameter {p.dtype} of shape {tuple(p.shape)} on {p.device}"
-                )
-        if problem is not None:
-            index = next(i for i, own in enumerate(group["params"]) if own is p)
-            name = group["param_names"][index] if "param_names" in group else f"{index} of its group"
-            raise RuntimeError(f"parameter {name} cannot be updated: {problem}")
+    def _misfit(self, group: Mapping[str, Any], p: Tensor, name: str, t: Tensor) -> str:
+        index = next(i for i, own in enumerate(group["params"]) if own is p)
+        param = group["param_names"][index] if "param_names" in group else f"{index} of its group"
+        if t.layout != torch.strided:
+            return f"{type(self).__name__} does not support sparse gradients; parameter {param} has one"
+        return (
+            f"parameter {param} cannot be updated: its {name} is {t.dtype} of shape {tuple(t.shape)} on {t.device}, "
+            f"and the parameter {p.dtype} of shape {tuple(p.shape)} on {p.device}; all must be floating-point, of one "
+            "shape, and in one place"
+        )
 
     def _state_of(self, p: Tensor, group: Mapping[str, Any], slots: list[str]) -> dict[str, Any]:
         """A parameter's state before the step: its own, filled up with zeros; nothing is stored."""
@@ -312,6 +308,14 @@ class Adapter(torch.optim.Optimizer):
         if len(dict(pairs)) != len(pairs):
             raise ValueError("two parameters have the same name; a pytree by name needs each to have its own")
         return dict(pairs)
+
+
+def _fits(t: Any, p: Tensor) -> bool:
+    """Whether a gradient or a slot is such as the step of a parameter takes: it looks no further."""
+    return bool(
+        t.shape == p.shape and t.device == p.device and t.layout == torch.strided
+        and t.dtype.is_floating_point and p.dtype.is_floating_point
+    )  # fmt: skip
 
 
 def _rounds(params: list[Tensor]) -> Iterator[list[Tensor]]:

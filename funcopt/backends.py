@@ -113,7 +113,7 @@ def check(backend: str, device: torch.device) -> None:
 def unavailable(backend: str, device: torch.device) -> str | None:
     """Why a backend does not run on a device here; None where it does."""
     if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not _has_triton():
             return "Triton is not installed; pip install 'funcopt[triton]'"
         if device.type == "cpu" and not interpreted():
             return (
@@ -124,7 +124,7 @@ def unavailable(backend: str, device: torch.device) -> str | None:
             return f"the kernel runs on CUDA and ROCm devices, not on {device.type}; choose 'compile' or 'eager'"
     if backend == "compile" and device.type == "cpu" and not _has_compiler():
         return "Inductor needs a C++ compiler; install g++ or clang++ or set CXX, or choose backend='eager'"
-    if backend == "compile" and device.type == "cuda" and importlib.util.find_spec("triton") is None:
+    if backend == "compile" and device.type == "cuda" and not _has_triton():
         return "Inductor needs Triton on a GPU; pip install 'funcopt[triton]', or choose backend='eager'"
     return None
 
@@ -132,6 +132,11 @@ def unavailable(backend: str, device: torch.device) -> str | None:
 def interpreted() -> bool:
     """Whether Triton's interpreter is switched on in the environment."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
@@ -168,13 +173,14 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
         "compile": _run_compiled,
         "triton": _launch_differentiable if differentiated else functools.partial(_launch, tables=tables),
     }
+    if backend != "auto":
+        for device in {p.device for p in work.params}:
+            check(backend, device)
     parts: dict[str, list[int]] = {}
     large = sum(p.numel() for p in work.params) >= COMPILE_STEP
     scalar = [all(not isinstance(c, Tensor) or c.dim() == 0 for c in cs) for cs in work.coefficients]
     for leaf, p in enumerate(work.params):
         name = backend if backend != "auto" else _best(p, large, differentiated)
-        if backend != "auto":
-            check(name, p.device)
         plain = type(p) in (Tensor, torch.nn.Parameter) and p.dtype in KERNEL_DTYPES
         if not plain or not scalar[work.rows[leaf]] or (name == "compile" and differentiated):
             name = "eager"  # distributed tensors, numbers that differ within a leaf, autograd: the rule, run by torch
