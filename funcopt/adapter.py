@@ -133,6 +133,8 @@ class Adapter(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            self._check_step(group)
         for index, group in enumerate(self.param_groups):
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 for params in _rounds([p for p in group["params"] if p.grad is not None]):
@@ -144,11 +146,6 @@ class Adapter(torch.optim.Optimizer):
         numbers = self._numbers(pure.rule, group)
         slots = pure.rule.slots_for(numbers, pure.flags)
         states = [self._state_of(p, group, slots) for p in params]
-        for p, state in zip(params, states, strict=True):
-            for name in ("grad", *slots):
-                t: Any = p.grad if name == "grad" else state[name]
-                if not _fits(t, p):
-                    raise RuntimeError(self._misfit(group, p, name, t))
         in_place = not group.get("differentiable")
         counts = [state["step"] for state in states]
         leaves = Leaves(
@@ -168,6 +165,19 @@ class Adapter(torch.optim.Optimizer):
             kept |= {name: values[i] for name, values in new.slots.items()}
             if kept:
                 self.state[p].update(kept)
+
+    def _check_step(self, group: Mapping[str, Any]) -> None:
+        """Raise RuntimeError where a gradient or a state is not as its parameter is; nothing is changed by then."""
+        slots = self._slots(group)
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if not _fits(p.grad, p):
+                raise RuntimeError(self._misfit(group, p, "grad", p.grad))
+            own = self.state.get(p, {})
+            for name in slots:
+                if own.get(name) is not None and not _fits(own[name], p):
+                    raise RuntimeError(self._misfit(group, p, name, own[name]))
 
     def _misfit(self, group: Mapping[str, Any], p: Tensor, name: str, t: Tensor) -> str:
         index = next(i for i, own in enumerate(group["params"]) if own is p)

@@ -58,6 +58,8 @@ def where(condition: bool | Tensor, x: Number, y: Number) -> Number:
     As with torch.where, a side that is not taken must have a finite derivative all the same.
     """
     if isinstance(condition, Tensor):
+        if condition.dim() == 0 and not isinstance(x, Tensor) and not isinstance(y, Tensor):
+            x = torch.full((), x, dtype=torch.float64, device=condition.device)  # torch would make float32 of the two
         return torch.where(condition, x, y)
     return x if condition else y
 

@@ -162,6 +162,18 @@ def test_vmap_over_the_step_number():
         torch.testing.assert_close(new[i], opt(p, g, state, hparams)[0], rtol=1e-14, atol=0)
 
 
+def test_batched_steps_keep_float64_numbers():
+    """A choice between two Python floats by a batched step number must not be made in float32."""
+    opt = funcopt.sgd()
+    hparams = opt.hparams(lr=1.0, momentum=0.9, dampening=0.3)
+    p, g = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    state = opt(p, g, opt.init(p, hparams), hparams)[1]
+    want, _ = opt(p, g, state, hparams)
+    stacked = torch.utils._pytree.tree_map(lambda s: torch.stack([s, s]), state)
+    got = vmap(lambda state: opt(p, g, state, hparams)[0])(stacked)
+    torch.testing.assert_close(got[0], want, rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("factory", "flags"), COMBINATIONS, ids=IDS)
 def test_finite_at_zero(factory, flags, backend):

@@ -273,15 +273,18 @@ def test_autograd_sees_that_a_parameter_was_written(device):
 
 def test_state_that_does_not_fit_is_named_before_anything_is_read(device):
     p = torch.nn.Parameter(torch.ones(4000, device=device))
-    optimizer = funcopt.optim.AdamW([("weight", p)], backend="triton")
-    p.grad = torch.ones_like(p)
+    first = torch.nn.Parameter(torch.ones(2, device=device))
+    groups = [{"params": [("first", first)]}, {"params": [("weight", p)]}]
+    optimizer = funcopt.optim.AdamW(groups, backend="triton")
+    p.grad, first.grad = torch.ones_like(p), torch.ones_like(first)
     optimizer.step()
-    before = p.detach().clone()
+    before, first_before = p.detach().clone(), first.detach().clone()
     optimizer.state[p]["exp_avg"] = torch.zeros(1, device=device)
     with pytest.raises(RuntimeError, match=r"parameter weight cannot be updated: its exp_avg is .*\(1,\)"):
         optimizer.step()
     assert torch.equal(p, before)
-    assert optimizer.state[p]["step"] == 1
+    assert torch.equal(first, first_before)
+    assert optimizer.state[p]["step"] == optimizer.state[first]["step"] == 1
 
 
 def test_empty_and_nothing_to_do(device):
