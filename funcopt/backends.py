@@ -229,10 +229,8 @@ def run_eager(work: Work) -> Result:
     for leaf, p in enumerate(work.params):
         new_p, new_slots = work.updated(leaf)
         if work.donate:
-            new_p, new_slots = (
-                p.copy_(new_p),
-                [s[leaf].copy_(new) for s, new in zip(work.slots, new_slots, strict=True)],
-            )
+            new_p = p.copy_(new_p)
+            new_slots = [slot[leaf].copy_(new) for slot, new in zip(work.slots, new_slots, strict=True)]
         results.append((new_p, new_slots))
     return [p for p, _ in results], [[slots[k] for _, slots in results] for k in range(len(work.slots))]
 
@@ -291,10 +289,7 @@ def _compiled(
     return torch.compile(own, dynamic=True, fullgraph=True)
 
 
-# ---- Triton ---------------------------------------------------------------------------------------------------------
-
-
-# Imported here and not above, so that importing funcopt does not import Triton.
+# ---- Triton: imported here and not above, so that importing funcopt does not import it ------------------------------
 
 
 def _launch(work: Work, tables: dict[Hashable, Any] | None = None) -> Result:

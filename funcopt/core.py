@@ -214,7 +214,7 @@ class PureOptimizer:
 
         `state["step"]` has each parameter's number of steps, 0-d float32 (float64 where that is the default dtype) on
         the CPU; the other slots are zeros of each parameter's shape, layout and device. Parameters whose counts are
-        equal share one count tensor. No step writes to it, unless it is donated.
+        equal share one count tensor, which no step ever writes to.
 
         Args:
             params: a pytree of floating-point tensors.
@@ -227,13 +227,9 @@ class PureOptimizer:
         leaves, spec = tree.flatten(params)
         _check_params(leaves, params)
         numbers = self.hparams() if hparams is None else hparams
-        counts: dict[torch.device, Tensor] = {}
-        for leaf in leaves:
-            device = leaf.device if capturable else torch.device("cpu")
-            if device not in counts:
-                counts[device] = torch.zeros((), dtype=count_dtype(), device=device)
-        step = [counts[leaf.device if capturable else torch.device("cpu")] for leaf in leaves]
-        return {"step": tree.unflatten(step, spec)} | {
+        where = [leaf.device if capturable else torch.device("cpu") for leaf in leaves]
+        counts = {device: torch.zeros((), dtype=count_dtype(), device=device) for device in dict.fromkeys(where)}
+        return {"step": tree.unflatten([counts[device] for device in where], spec)} | {
             name: tree.unflatten([torch.zeros_like(leaf, dtype=slot_dtype).detach() for leaf in leaves], spec)
             for name in self.rule.slots_for(numbers, self.flags)
         }

@@ -8,6 +8,7 @@
 """
 
 import importlib
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,19 @@ class Rule:
 
     def __reduce__(self) -> Any:
         """Pickled as the name of its factory, which must be found in the module that defines `update`."""
-        return _found, (self.update.__module__, self.name)
+        module = self.update.__module__
+        try:
+            found = _found(module, self.name)
+        except (AttributeError, ImportError):
+            found = None
+        if found is not self:
+            raise pickle.PicklingError(
+                f"the rule {self.name!r} is pickled by name: keep what funcopt.rule gives as {module}.{self.name}"
+            )
+        return _found, (module, self.name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Rule":
+        return self  # nothing of it changes
 
 
 def _found(module: str, name: str) -> Rule:

@@ -41,9 +41,8 @@ def step(
 ) -> Leaves:
     """The leaves after one step; they have been checked.
 
-    Without `advance` the counts stay as they are, for a caller that keeps its own.
-
     With `donate` the results overwrite params and slots, unless a derivative is wanted or a transform is at work.
+    Without `advance` the counts stay as they are, for a caller that keeps its own.
     """
     active = [i for i, g in enumerate(leaves.grads) if g is not None]
     if not active:

@@ -4,9 +4,11 @@ The rule is AdaBelief (Zhuang et al. 2020, algorithm 2, without its projection):
 around its average in place of its second moment.
 """
 
+import copy
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 
@@ -222,3 +224,11 @@ def test_what_does_not_fit_together_is_said_at_once(change, message):
     numbers = {"lr": nonnegative(1e-3, "learning rate")}
     with pytest.raises(TypeError, match=message):
         funcopt.rule("wrong", **{"hparams": numbers, "coefficients": good, "update": step} | change)
+
+
+def test_a_rule_defined_in_a_function_is_copied_but_not_pickled():
+    made = funcopt.rule("local", hparams={"lr": nonnegative(0.1, "lr")}, coefficients=good, update=step)
+    assert copy.deepcopy(made()) == made()
+    with pytest.raises(pickle.PicklingError, match=r"keep what funcopt\.rule gives as tests\.test_new_rule\.local"):
+        pickle.dumps(made())
+    assert pickle.loads(pickle.dumps(adabelief(amsgrad=True))) == adabelief(amsgrad=True)
