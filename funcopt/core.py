@@ -42,6 +42,7 @@ def rule(
     flags: Mapping[str, bool] | None = None,
     check: Callable[[Mapping[str, Any], Mapping[str, bool]], str | None] | None = None,
     doc: str | None = None,
+    exempt: Mapping[str, str] | None = None,
 ) -> "Factory":
     """Make an algorithm: returns the factory `(*, flag=…, backend="auto") -> PureOptimizer`.
 
@@ -54,6 +55,7 @@ def rule(
         flags: structural choices and their defaults, in the order in which `update` takes them.
         check: `(hparams, flags) -> None`, or what is wrong with this combination of otherwise valid numbers.
         doc: the factory's docstring.
+        exempt: laws of `funcopt.testing` that the algorithm does not keep, each with the reason.
 
     A rule's functions must have their source in a file (or a notebook cell): Triton reads it.
     """
@@ -67,6 +69,7 @@ def rule(
         check=check,
         Coefficients=_coefficients_type(name, hparams, coefficients),
         doc=doc,
+        exempt=dict(exempt or {}),
     )
     _check_declaration(made)
     _check_update(made)

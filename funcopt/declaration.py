@@ -44,6 +44,7 @@ class Rule:
     check: Callable[[Mapping[str, Any], Mapping[str, bool]], str | None] | None
     Coefficients: Any  # the NamedTuple in which `update` sees what `coefficients` returns
     doc: str | None
+    exempt: Mapping[str, str]  # the laws of funcopt.testing that it need not keep, each with the reason
 
     def choose(self, choices: Mapping[str, bool]) -> dict[str, bool]:
         """All flags, the defaults for those not given; raises TypeError for an unknown one, or one that is no bool."""

@@ -73,4 +73,5 @@ adam = rule(
     coefficients=coefficients,
     update=update,
     doc=__doc__,
+    exempt={"decoupled_weight_decay": "weight decay is L2, part of the gradient, as in torch.optim.Adam"},
 )

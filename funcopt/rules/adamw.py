@@ -38,4 +38,5 @@ adamw = rule(
     coefficients=coefficients,
     update=update,
     doc=__doc__,
+    exempt={"coupled_weight_decay": "weights decay beside the step: the paper's point"},
 )

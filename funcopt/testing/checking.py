@@ -1,0 +1,327 @@
+"""Trying an optimizer on its laws: `check_laws`, its report, and `law_tests` for pytest."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
+
+from funcopt import hyper
+from funcopt.table import table
+from funcopt.testing.case import Case, code
+from funcopt.testing.claims import Claims, claims_of
+from funcopt.testing.law import BrokenLawError, Law
+from funcopt.testing.laws import LAWS
+from funcopt.testing.subject import PureSubject, Subject, subject_of
+
+__all__ = ["Counterexample", "Report", "Verdict", "check_laws", "law_tests"]
+
+MAX_EXAMPLES = 100
+
+# How long a counterexample is made smaller for, in seconds.
+SHRINKING = 20.0
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A case that breaks a law: what was seen, and a program that shows it again."""
+
+    case: Case
+    message: str
+    program: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a law: `held`, `broken`, `exempt`, or `unneeded`, which is an exemption from a law that holds.
+
+    Args:
+        law: which.
+        status: see above.
+        detail: what was seen where it is broken, and why it is exempt.
+        examples: how many cases it was tried on.
+        seconds: how long that took.
+        counterexample: the smallest case found that breaks it.
+    """
+
+    law: Law
+    status: str
+    detail: str = ""
+    examples: int = 0
+    seconds: float = 0.0
+    counterexample: Counterexample | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on each law, and what the optimizer was taken to be; printed, a table and the counterexamples."""
+
+    name: str
+    claims: Claims
+    verdicts: Sequence[Verdict]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no law is broken, and no exemption unneeded."""
+        return all(verdict.status in ("held", "exempt") for verdict in self.verdicts)
+
+    def __getitem__(self, law: str | Law) -> Verdict:
+        """The verdict on a law."""
+        name = law if isinstance(law, str) else law.name
+        for verdict in self.verdicts:
+            if verdict.law.name == name:
+                return verdict
+        raise KeyError(f"{name} was not tried; {hyper.suggest(name, [v.law.name for v in self.verdicts])}")
+
+    def require(self) -> "Report":
+        """Return itself where all is well.
+
+        Raises:
+            BrokenLawError: the report, where a law is broken or an exemption unneeded.
+        """
+        if not self.ok:
+            raise BrokenLawError("\n" + str(self))
+        return self
+
+    def __str__(self) -> str:
+        rows = [("law", "", "examples", "seconds", "")]
+        for v in self.verdicts:
+            detail = _first_line(v.law.equation) if v.status == "held" else _first_line(v.detail)
+            cells = (str(v.examples), f"{v.seconds:.1f}") if v.examples else ("", "")
+            rows.append((v.law.name, v.status, *cells, detail))
+        counts = [f"{n} {status}" for status in STATUSES if (n := sum(v.status == status for v in self.verdicts))]
+        found = [_shown(v) for v in self.verdicts if v.counterexample is not None and v.status == "broken"]
+        lines = [f"{self.name}: {self.claims}", "", *table("<<>><", rows), "", ", ".join(counts) or "no laws", *found]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+STATUSES = ("held", "broken", "unneeded", "exempt")
+
+
+def _first_line(text: str, most: int = 100) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _shown(verdict: Verdict) -> str:
+    assert verdict.counterexample is not None
+    found = verdict.counterexample
+    return f"\n{verdict.law.name}: {verdict.law.equation}\n{found.message}\n\n{found.program}"
+
+
+def check_laws(
+    opt: Any,
+    *,
+    laws: Iterable[Law | str] | None = None,
+    exempt: Mapping[str, str] | None = None,
+    backend: str | None = None,
+    max_examples: int = MAX_EXAMPLES,
+    seed: int = 0,
+    family: str | None = None,
+    elementwise: bool | None = None,
+    decoupled: bool | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    ranges: Mapping[str, Any] | None = None,
+    shapes: SearchStrategy[tuple[int, ...]] | None = None,
+    sparse: bool = False,
+    reference: type | None = None,
+    progress: Callable[[Verdict], None] | None = None,
+) -> Report:
+    """Try an optimizer on the laws that update equations keep.
+
+    A rule gets every law that speaks of what it has. Of a class with torch.optim's interface what it is (`family`,
+    `elementwise`, `decoupled`) is taken from the arguments, else found out, and printed with the report.
+
+    Args:
+        opt: a rule's factory (`funcopt.adamw`), whose flags are drawn; a pure optimizer; or a class with torch.optim's
+            interface, funcopt's own included.
+        laws: some of `funcopt.testing.laws`, or their names; all if left out.
+        exempt: the names of laws that it need not keep, each with the reason; added to what a rule exempts itself from.
+            An exemption from a law that holds is reported as `unneeded`.
+        backend: which one runs it; its own, if left out.
+        max_examples: how many cases an ordinary law is tried on; costly ones take fewer.
+        seed: of the drawing; the same seed draws the same cases.
+        family: the algorithm whose exact values it must have, such as "adam"; "none" for none that is known.
+        elementwise: whether an element's step depends on that element alone.
+        decoupled: whether weight decay acts beside the step.
+        fixed: arguments that the class is always constructed with.
+        ranges: ranges of a class's numbers that do not go by a name of torch.optim's: `funcopt.Number` by name.
+        shapes: a strategy for the parameters' shapes, for a class that does not take all.
+        sparse: give a class sparse gradients.
+        reference: a class that it must agree with; if left out, torch.optim's of the same name.
+        progress: called with each verdict as it falls.
+
+    Returns:
+        The report: one verdict for each law.
+
+    Raises:
+        TypeError: `opt` is no optimizer.
+        ValueError: there is no such law or backend, or a number of examples below 1.
+        RuntimeError: the optimizer cannot take one plain step.
+    """
+    if not isinstance(max_examples, int) or max_examples < 1:
+        raise ValueError(f"max_examples is {max_examples!r}; an int of at least 1 is needed")
+    chosen = chosen_laws(laws)
+    subject = subject_of(
+        opt, backend=backend, fixed=fixed, ranges=ranges, shapes=shapes, sparse=sparse, reference=reference
+    )
+    exempt = {**subject.exempt, **(exempt or {})}
+    for name, reason in exempt.items():
+        if name not in LAWS:
+            raise ValueError(f"there is no law {name!r} to be exempt from; {hyper.suggest(name, LAWS)}")
+        if not isinstance(reason, str) or not reason.strip():
+            raise ValueError(f"the exemption from {name} has no reason; give one as text")
+    _plain_step(subject)
+
+    def holds(name: str) -> bool:
+        return _search(subject, LAWS[name], 25, 0)[1] is None
+
+    claims = claims_of(subject, exempt, holds, family=family, elementwise=elementwise, decoupled=decoupled)
+    verdicts = []
+    for law in chosen:
+        verdicts.append(_verdict(subject, claims, law, max_examples, seed, exempt.get(law.name)))
+        if progress is not None:
+            progress(verdicts[-1])
+    return Report(subject.name, claims, verdicts)
+
+
+def chosen_laws(laws: Iterable[Law | str] | None) -> list[Law]:
+    """The laws of these names, all if None; raises ValueError for one that there is not."""
+    if laws is None:
+        return list(LAWS.values())
+    out = []
+    for law in [laws] if isinstance(laws, str | Law) else laws:
+        if not isinstance(law, Law) and law not in LAWS:
+            raise ValueError(f"there is no law {law!r}; {hyper.suggest(str(law), LAWS)}")
+        out.append(law if isinstance(law, Law) else LAWS[law])
+    return out
+
+
+def law_tests(opt: Any, *, laws: Iterable[Law | str] | None = None, **options: Any) -> Callable[[Law], None]:
+    """One pytest test for each law: `test_laws = law_tests(my_rule)` in a test file is all it takes.
+
+    Args:
+        opt: as `check_laws` takes it.
+        laws: some of `funcopt.testing.laws`, or their names; all if left out.
+        **options: those of `check_laws`.
+
+    Returns:
+        A test function, parametrized over the laws; one that does not apply is skipped, with the reason.
+    """
+    import pytest
+
+    @pytest.mark.parametrize("law", [pytest.param(law, id=law.name) for law in chosen_laws(laws)])
+    def test(law: Law) -> None:
+        report = check_laws(opt, laws=[law], **options).require()
+        if report[law].status == "exempt":
+            pytest.skip(report[law].detail)
+
+    return test
+
+
+# ---- one law --------------------------------------------------------------------------------------------------------
+
+
+def _plain_step(subject: Subject) -> None:
+    import torch
+
+    from funcopt.testing.law import Tried
+
+    shapes = subject.shapes
+    size = hypothesis.find(shapes, lambda s: all(s)) if shapes else (2, 3)
+    p = torch.ones(size, dtype=torch.float64)
+    numbers = hypothesis.find(subject.draw_numbers({}, {}, Tried().nonzero), lambda _: True)
+    try:
+        subject.run(Case([p], [[subject.gradient(p)]], numbers))
+    except Exception as error:
+        raise RuntimeError(
+            f"{subject.name} cannot take one step on a float64 parameter of shape {tuple(size)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _verdict(subject: Subject, claims: Claims, law: Law, max_examples: int, seed: int, reason: str | None) -> Verdict:
+    if excuse := replace(law, claim=None).excuse(subject, claims):
+        return Verdict(law, "exempt", excuse)
+    if reason is None and (excuse := law.excuse(subject, claims)):
+        return Verdict(law, "exempt", excuse)
+    start = time.perf_counter()
+    examples, found = _search(subject, law, max(max_examples // law.cost, 1) if reason is None else 200, seed)
+    seconds = time.perf_counter() - start
+    if reason is not None and found is None:
+        return Verdict(law, "unneeded", f"it holds, though exempt: {reason}", examples, seconds)
+    if reason is not None:
+        return Verdict(law, "exempt", reason, examples, seconds, found)
+    if found is not None:
+        return Verdict(law, "broken", found.message, examples, seconds, found)
+    return Verdict(law, "held", "", examples, seconds)
+
+
+class _FoundError(Exception):
+    """One kind of failure, so that hypothesis makes a smaller example of whatever broke first."""
+
+
+def _search(subject: Subject, law: Law, examples: int, seed: int) -> tuple[int, Counterexample | None]:
+    """How many cases were tried, and the smallest that breaks the law."""
+    tried, first, last = 0, 0.0, None
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    @given(law.cases(subject))
+    def attempt(case: Case) -> None:
+        nonlocal tried, first, last
+        if last is None:
+            tried += 1
+        elif time.perf_counter() - first > SHRINKING:
+            return
+        failure = _failure(subject, law, case)
+        if failure is not None:
+            first = first or time.perf_counter()
+            last = case, failure
+            raise _FoundError
+
+    try:
+        attempt()
+    except (_FoundError, hypothesis.errors.Flaky, BaseExceptionGroup):
+        if last is None:
+            raise
+    if last is None:
+        return tried, None
+    case, message = last
+    return tried, Counterexample(case, message, program(subject, law, case))
+
+
+def _failure(subject: Subject, law: Law, case: Case) -> str | None:
+    try:
+        law.holds(subject, case)
+    except BrokenLawError as broken:
+        return str(broken)
+    except Exception as error:
+        return f"it raises {type(error).__name__}: {error}"
+    return None
+
+
+def program(subject: Subject, law: Law, case: Case) -> str:
+    """Python that tries a law on one case, to be pasted into a file and run."""
+    line, expression = subject.expression
+    if not isinstance(subject, PureSubject):
+        case = case.but(numbers={**subject.fixed, **case.numbers})
+    text = repr(case)
+    names = [name for name in ("bfloat16", "float16", "float32", "float64", "inf", "nan", "tensor") if name in text]
+    drawn = [name for name in ("Problem", "Schedule") if f"{name}(" in code(case.more)]
+    imports = ["import torch", f"from torch import {', '.join(names)}", "", line]
+    imports += [f"from funcopt.testing import {', '.join(['Case', *drawn, 'laws'])}"]
+    return "\n".join([*imports, "", f"laws.{law.name}.check({expression}, {text})"])

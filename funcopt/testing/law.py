@@ -1,0 +1,244 @@
+"""What a law is: a named assertion about an optimizer, whom it concerns, and what it is tried on."""
+
+import contextlib
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor
+
+from funcopt.testing import strategies
+from funcopt.testing.case import Case
+from funcopt.testing.claims import Claims
+from funcopt.testing.subject import Run, Subject, subject_of
+
+__all__ = ["BrokenLawError", "Law", "Tried", "law", "moved", "near", "rounding", "same", "scale_of"]
+
+
+class BrokenLawError(AssertionError):
+    """A law does not hold: what was found, and what the law says."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a law is tried on: how its cases are drawn.
+
+    Args:
+        steps: the fewest and the most steps.
+        leaves: the fewest and the most parameters.
+        max_side, max_dims: of the parameters' shapes; min_side, min_dims likewise.
+        dtypes: of the parameters, and so of gradients and state.
+        params, grads: the kinds of values, see `strategies.elements`.
+        layouts: how tensors lie in memory, see `strategies.tensors`.
+        missing: whether gradients may be None.
+        constant: whether the gradient is the same at every step.
+        numbers: hyperparameters held at a value, where the optimizer has them.
+        flags: flags held at a value, where the optimizer has them.
+        nonzero: hyperparameters that are not 0.
+        more: what else is drawn: strategies by name.
+    """
+
+    steps: tuple[int, int] = (1, 4)
+    leaves: tuple[int, int] = (1, 2)
+    min_side: int = 0
+    max_side: int = 3
+    min_dims: int = 0
+    max_dims: int = 2
+    dtypes: Sequence[torch.dtype] = (torch.float64,)
+    params: Sequence[str] = ("zero", "moderate")
+    grads: Sequence[str] = ("zero", "moderate")
+    layouts: Sequence[str] = strategies.LAYOUTS
+    missing: bool = False
+    constant: bool = False
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    nonzero: Sequence[str] = ("eps",)
+    more: Mapping[str, SearchStrategy[Any]] = field(default_factory=dict)
+
+
+Check = Callable[[Any, Case], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Law:
+    """A named assertion about optimizers. Its docstring, `equation`, is what it asserts.
+
+    Args:
+        name: what reports and exemptions call it.
+        equation: what it asserts, in symbols: p, g and t are a parameter, its gradient and the step number, `run` the
+            trajectory of an optimizer on a given sequence of gradients.
+        holds: raises `BrokenLawError` where a case breaks it.
+        tried: how its cases are drawn.
+        of: "pure" where it needs the pure form, "class" where it needs the stateful one, "any" else.
+        families: the algorithms it is about; empty where it is about all.
+        needs: the hyperparameters, flags and slots that it speaks of.
+        claim: what the optimizer must claim to be: "elementwise", "decoupled", "coupled", "differentiable".
+        cost: how many cases of an ordinary law one of its own costs; it is tried on so many fewer.
+    """
+
+    name: str
+    equation: str
+    holds: Check
+    tried: Tried
+    of: str = "any"
+    families: Sequence[str] = ()
+    needs: Sequence[str] = ()
+    claim: str | None = None
+    cost: int = 1
+
+    def __repr__(self) -> str:
+        return f"<law {self.name}: {self.equation.splitlines()[0]}>"
+
+    def check(self, opt: Any, case: Case) -> None:
+        """Try an optimizer on one case.
+
+        Args:
+            opt: whatever `check_laws` takes.
+            case: what it is tried on.
+
+        Raises:
+            BrokenLawError: the law does not hold for it.
+        """
+        self.holds(opt if isinstance(opt, Subject) else subject_of(opt), case)
+
+    def excuse(self, subject: Subject, claims: Claims) -> str | None:
+        """Why the law is not about this optimizer; None where it is."""
+        if self.of not in ("any", subject.interface):
+            return {"pure": "needs the pure form", "class": "is about the stateful form"}[self.of]
+        if self.families and claims.family not in self.families:
+            found = f"this is {claims.family}" if claims.family else "this is none known"
+            return f"is about {', '.join(self.families)}; {found}"
+        for name in self.needs:
+            if not subject.has(name):
+                return f"there is no {name}"
+        if self.claim == "reference":
+            if subject.reference is None:
+                return "there is no reference of this name in torch.optim"
+        elif self.claim and (reason := claims.lacks(self.claim)):
+            return reason
+        return subject.unfit(self.tried.flags, self.tried.numbers)
+
+    def cases(self, subject: Subject) -> SearchStrategy[Case]:
+        """The cases it is tried on."""
+        tried = self.tried
+        held = {name: value for name, value in tried.flags.items() if name in subject.choices}
+        numbers = {}
+        for flags in _combinations(subject.choices, held):
+            with contextlib.suppress(ValueError):  # no numbers go with these flags
+                numbers[flags] = subject.draw_numbers(dict(flags), tried.numbers, tried.nonzero)
+        return _cases(subject, tried, numbers)
+
+
+def _combinations(choices: Sequence[str], held: Mapping[str, bool]) -> Iterator[tuple[tuple[str, bool], ...]]:
+    values = [(held[name],) if name in held else (False, True) for name in choices]
+    for chosen in itertools.product(*values):
+        yield tuple(zip(choices, chosen, strict=True))
+
+
+@st.composite
+def _cases(
+    draw: Any,
+    subject: Subject,
+    tried: Tried,
+    numbers: Mapping[tuple[tuple[str, bool], ...], SearchStrategy[dict[str, Any]]],
+) -> Case:
+    flags = draw(st.sampled_from(list(numbers)))
+    dtype = draw(st.sampled_from(list(tried.dtypes)))
+    shape = subject.shapes or strategies.shapes(
+        min_dims=tried.min_dims, max_dims=tried.max_dims, min_side=tried.min_side, max_side=tried.max_side
+    )
+    size = draw(st.integers(*tried.leaves))
+    layouts = st.sampled_from(list(tried.layouts))
+    params = [
+        draw(strategies.tensors(shape, dtype, include=tried.params, layouts=(draw(layouts),))) for _ in range(size)
+    ]
+    each = [
+        strategies.tensors(tuple(p.shape), dtype, include=tried.grads, layouts=(draw(layouts),)).map(subject.gradient)
+        for p in params
+    ]
+    if tried.missing:
+        each = [st.one_of(g, st.none()) for g in each]
+    steps = draw(st.integers(*tried.steps))
+    one = st.tuples(*each).map(list)
+    grads = [draw(one)] * steps if tried.constant else [draw(one) for _ in range(steps)]
+    more = {name: draw(strategy) for name, strategy in tried.more.items()}
+    return Case(params, grads, draw(numbers[flags]), dict(flags), more)
+
+
+def law(tried: Tried | None = None, **fields: Any) -> Callable[[Check], Law]:
+    """Make a law of a function `(subject, case)` that raises `BrokenLawError`; its docstring is the equation."""
+
+    def make(holds: Check) -> Law:
+        equation = textwrap.dedent(inspect.cleandoc(holds.__doc__ or "")).strip()
+        if not equation:
+            raise TypeError(f"the law {holds.__name__} says nothing: give it a docstring with what it asserts")
+        return Law(holds.__name__, equation, holds, tried or Tried(), **fields)
+
+    return make
+
+
+# ---- what laws are written with -------------------------------------------------------------------------------------
+
+
+# A step of any of these algorithms rounds some ten times, each time by at most half a unit in the last place.
+ROUNDINGS = 16
+
+
+def rounding(dtype: torch.dtype, steps: int) -> float:
+    """The relative error that `steps` steps of elementwise arithmetic may come to in a dtype."""
+    return ROUNDINGS * (steps + 1) * torch.finfo(dtype).eps
+
+
+def scale_of(*runs: Run) -> list[Tensor]:
+    """For each parameter the size of what was added up in some runs: its values and all that it moved."""
+    scales = []
+    for leaf in range(len(runs[0].params[0])):
+        sizes = []
+        for run in runs:
+            path = [at[leaf].double() for at in run.params]
+            steps = [(b - a).abs() for a, b in itertools.pairwise(path)]
+            sizes.append(sum(steps, torch.stack([p.abs() for p in path]).amax(0)))
+        scales.append(torch.stack(sizes).amax(0))
+    return scales
+
+
+def moved(run: Run, leaf: int) -> Tensor:
+    """How far a parameter has moved, in float64."""
+    return run.params[-1][leaf].double() - run.params[0][leaf].double()
+
+
+def same(got: Any, want: Any, what: str) -> None:
+    """Raise `BrokenLawError` where two tensors differ in a bit, a dtype or a shape; NaN equals NaN, and 0 equals -0."""
+    if not isinstance(got, Tensor) or not isinstance(want, Tensor):
+        if type(got) is not type(want) or got != want:
+            raise BrokenLawError(f"{what} is {got!r}; the law says {want!r}")
+        return
+    if (got.dtype, got.shape) != (want.dtype, want.shape):
+        raise BrokenLawError(
+            f"{what} is {got.dtype} of shape {tuple(got.shape)}; the law says {want.dtype} of shape {tuple(want.shape)}"
+        )
+    _compare(got, want, torch.zeros((), dtype=torch.float64), what)
+
+
+def near(got: Tensor, want: Tensor, allowed: Tensor | float, what: str) -> None:
+    """Raise `BrokenLawError` where two tensors differ by more than is allowed; NaN equals NaN, and inf itself."""
+    _compare(got, want, torch.as_tensor(allowed, dtype=torch.float64), what)
+
+
+def _compare(got: Tensor, want: Tensor, allowed: Tensor, what: str) -> None:
+    got, want = got.detach().double(), want.detach().double()
+    equal = (got == want) | (got.isnan() & want.isnan()) | ((got - want).abs() <= allowed)
+    if bool(equal.all()):
+        return
+    first = (~equal).nonzero()[0].tolist()
+    at = tuple(first)
+    limit = allowed.expand_as(got)[at].item()
+    margin = f" within {limit:.3g}" if limit else ", bit for bit"
+    where = f"{what}{first if first else ''}"
+    raise BrokenLawError(f"{where} is {got[at].item():.17g}; the law says {want[at].item():.17g}{margin}")

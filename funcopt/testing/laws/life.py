@@ -1,0 +1,112 @@
+"""Laws of a class's life: whatever is done to it between steps, each parameter sees its own steps alone."""
+
+import copy
+import pickle
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from funcopt.adapter import Adapter
+from funcopt.testing.case import Case
+from funcopt.testing.law import Tried, law, near, rounding, same, scale_of
+from funcopt.testing.subject import ClassSubject, PureSubject, Subject, copied
+
+leaf = st.integers(0, 3)
+actions = st.lists(
+    st.one_of(
+        st.just(("step",)),
+        st.tuples(st.just("lr"), st.sampled_from([0.5, 0.03125])),
+        st.just(("add",)),
+        st.tuples(st.just("freeze"), leaf),
+        st.tuples(st.just("unfreeze"), leaf),
+        st.sampled_from([("reload",), ("deepcopy",), ("pickle",)]),
+    ),
+    min_size=1,
+    max_size=9,
+)
+
+
+@law(Tried(leaves=(1, 3), steps=(1, 5), more={"actions": actions}), needs=("lr",), of="class", cost=2)
+def life_cycle(subject: ClassSubject, case: Case) -> None:
+    """Steps, a new lr, new groups, frozen parameters, a state_dict loaded into a new object, copies and pickles, in any order: each parameter ends where its own gradients and rates take it alone and undisturbed, bit for bit."""  # noqa: E501
+    params = [torch.nn.Parameter(copied(p)) for p in case.params]
+    added, frozen, rate, taken = 1, set[int](), case.numbers["lr"], 0
+    opt = subject.make(params[:1], case)
+    log: list[list[tuple[Tensor, float]]] = [[] for _ in params]
+    for action, *value in case.more["actions"]:
+        which = value[0] % added if action in ("freeze", "unfreeze") else 0
+        if action == "step":
+            grads = case.grads[taken % len(case.grads)]
+            taken += 1
+            own = [None if i in frozen else copied(g) for i, g in enumerate(grads[:added]) if g is not None]
+            subject.step(opt, params[:added], own)
+            for i, g in enumerate(own):
+                if g is not None:
+                    log[i].append((g, rate))
+        elif action == "lr":
+            rate = value[0]
+            for group in opt.param_groups:
+                group["lr"] = rate
+        elif action == "add" and added < len(params):
+            opt.add_param_group({"params": [params[added]], "lr": rate})
+            added += 1
+        elif action in ("freeze", "unfreeze"):
+            params[which].requires_grad_(action == "unfreeze")
+            params[which].grad = None
+            (frozen.add if action == "freeze" else frozen.discard)(which)
+        elif action == "reload":
+            opt = _reloaded(subject, opt, params[:added], case)
+        elif action in ("deepcopy", "pickle"):
+            by_name = action == "pickle" and _importable(subject.cls)
+            opt = pickle.loads(pickle.dumps(opt)) if by_name else copy.deepcopy(opt)
+            params[:added] = [p for group in opt.param_groups for p in group["params"]]
+    for i, steps in enumerate(log):
+        want = _alone(subject, case, i, steps)
+        same(params[i].detach(), want, f"params[{i}] after {[a[0] for a in case.more['actions']]}")
+
+
+def _reloaded(subject: ClassSubject, opt: Any, params: Sequence[Tensor], case: Case) -> Any:
+    """A new object of as many groups, with the old one's state_dict."""
+    new = subject.make(params[:1], case)
+    for p in params[1:]:
+        new.add_param_group({"params": [p]})
+    new.load_state_dict(opt.state_dict())
+    return new
+
+
+def _alone(subject: ClassSubject, case: Case, i: int, steps: list[tuple[Tensor, float]]) -> Tensor:
+    """Where a parameter's own steps take it: by the pure function, for an adapter; else by a fresh object for it."""
+    rates = {"by_step": {"lr": [rate for _, rate in steps]}}
+    alone = Case([case.params[i]], [[g] for g, _ in steps], case.numbers, case.flags, rates)
+    if issubclass(subject.cls, Adapter):
+        group = subject.make([torch.nn.Parameter(copied(case.params[i]))], case).param_groups[0]
+        opt = subject.make([torch.zeros(1)], case)._pure(group)
+        numbers = opt.hparams(**{name: group[name] for name in opt.rule.hparams})
+        return PureSubject(opt.rule, opt.flags, "eager").run(alone.but(numbers=numbers, flags={})).params[-1][0]
+    return subject.run(alone).params[-1][0]
+
+
+def _importable(cls: type) -> bool:
+    found: Any = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is cls
+
+
+@law(Tried(params=("unit",), grads=("unit",), steps=(1, 5), missing=True), claim="reference")
+def agrees_with_reference(subject: Subject, case: Case) -> None:
+    """It is the algorithm it is named after: the trajectory of torch.optim's class of that name, to rounding."""
+    reference = subject.reference
+    assert reference is not None
+    numbers = {name: value for name, value in case.numbers.items() if name in reference.defaults}
+    own = {name: value and name in reference.defaults for name, value in case.flags.items()}
+    flags = {name: value for name, value in subject.flags(own).items() if name in reference.choices}
+    run, want = subject.run(case.but(flags=own)), reference.run(case.but(numbers=numbers, flags=flags))
+    for i, scale in enumerate(scale_of(want)):
+        # Moments of gradients of ±[1/2, 2] cancel to a part in 8 a step; 1/(1-β) is at most 1e3.
+        allowed = 8e3 * len(case.grads) * rounding(torch.float64, len(case.grads)) * scale
+        near(run.params[-1][i], want.params[-1][i], allowed, f"params[{i}], against {reference.name}")

@@ -1,0 +1,164 @@
+"""A rule or a pure optimizer under test."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor
+
+from funcopt import hyper
+from funcopt.core import PureOptimizer, pure
+from funcopt.declaration import Rule
+from funcopt.testing import strategies
+from funcopt.testing.case import Case
+
+if TYPE_CHECKING:
+    from funcopt.testing.class_form import ClassSubject
+
+__all__ = ["PureSubject", "Run", "importing", "refusal"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trajectory: `params[t]` are the parameters after t steps; `state[t]` is each one's state, from step 1 on.
+
+    `state[0]` is the fresh state of a pure optimizer, and empty for a class.
+    """
+
+    params: list[list[Tensor]]
+    state: list[list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PureSubject:
+    """A rule, whose flags are drawn, or a pure optimizer, whose flags are chosen."""
+
+    rule: Rule
+    fixed: Mapping[str, bool] | None
+    backend: str = "auto"
+    shapes: SearchStrategy[tuple[int, ...]] | None = None
+    reference: "ClassSubject | None" = None
+    interface = "pure"
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    @property
+    def name(self) -> str:
+        chosen = [name for name, value in (self.fixed or {}).items() if value]
+        return self.rule.name + (f"({', '.join(f'{name}=True' for name in chosen)})" if chosen else "")
+
+    @property
+    def spec(self) -> hyper.Spec:
+        return self.rule.hparams
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return tuple(self.rule.flags) if self.fixed is None else ()
+
+    @property
+    def exempt(self) -> Mapping[str, str]:
+        return self.rule.exempt
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        return tuple(slot.name for slot in self.rule.slots)
+
+    @property
+    def expression(self) -> tuple[str, str]:
+        """The import and the expression that give it in a program."""
+        line, name = importing(self.rule.update.__module__, self.rule.name, lambda found: found.rule is self.rule)
+        if self.fixed is None and self.backend == "auto":
+            return line, name
+        choices = [f"{flag}={value}" for flag, value in (self.fixed or {}).items()]
+        choices += [f"backend={self.backend!r}"] if self.backend != "auto" else []
+        return line, f"{name}({', '.join(choices)})"
+
+    def has(self, name: str) -> bool:
+        """Whether there is a hyperparameter, a flag or a slot of this name."""
+        return name in self.spec or name in self.rule.flags or name in self.slots
+
+    def unfit(self, flags: Mapping[str, bool], numbers: Mapping[str, Any]) -> str | None:
+        """Why its chosen flags are not those wanted; None where they are."""
+        for flag, value in flags.items():
+            if self.fixed is not None and self.fixed.get(flag, value) != value:
+                return f"{flag} is {self.fixed[flag]}"
+        return refusal(self, flags, numbers)
+
+    def draw_numbers(
+        self, flags: Mapping[str, bool], numbers: Mapping[str, Any], nonzero: Sequence[str] = ()
+    ) -> SearchStrategy[dict[str, Any]]:
+        """Numbers for a choice of flags: some held at a value, some not 0, where it has them."""
+        chosen = self.flags(flags)
+        check = self.rule.check
+        return strategies.allowed(
+            self.spec,
+            lambda values: check is None or check(values, chosen) is None,
+            fixed={name: value for name, value in numbers.items() if name in self.spec},
+            nonzero=[name for name in nonzero if name in self.spec],
+        )
+
+    def flags(self, drawn: Mapping[str, bool]) -> dict[str, bool]:
+        """All flags of a case."""
+        return {**self.rule.flags, **(self.fixed or {}), **drawn}
+
+    def gradient(self, g: Tensor) -> Tensor:
+        return g
+
+    def optimizer(self, case: Case, backend: str | None = None) -> PureOptimizer:
+        """The pure optimizer of a case."""
+        return pure(self.rule, backend=backend or self.backend, **self.flags(case.flags))
+
+    def run(self, case: Case, backend: str | None = None) -> Run:
+        """Run it on a case; numbers that change by step are lists under `more["by_step"]`."""
+        opt = self.optimizer(case, backend)
+        hparams = opt.hparams(**case.numbers)
+        params, state = list(case.params), opt.init(list(case.params), hparams)
+        out = Run([params], [_by_leaf(state)])
+        for t, grads in enumerate(case.grads):
+            now = hparams | {name: values[t] for name, values in case.more.get("by_step", {}).items()}
+            params, state = opt(params, list(grads), state, now)
+            out.params.append(params)
+            out.state.append(_by_leaf(state))
+        return out
+
+    def final(self, params: Any, grads: Any, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> list[Tensor]:
+        """The parameters after steps through which derivatives go."""
+        opt = pure(self.rule, backend=self.backend, **self.flags(flags))
+        hparams = {**hyper.validate(self.rule.name, self.spec, {}), **numbers}
+        state = opt.init(params, hparams)
+        for step in grads:
+            params, state = opt(params, step, state, hparams)
+        return cast("list[Tensor]", params)
+
+
+def _by_leaf(state: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    names = list(state)
+    return [dict(zip(names, values, strict=True)) for values in zip(*state.values(), strict=True)]
+
+
+def refusal(subject: Any, flags: Mapping[str, bool], numbers: Mapping[str, Any]) -> str | None:
+    """Why a subject takes no numbers with some of these held; None where it does."""
+    try:
+        subject.draw_numbers({name: v for name, v in flags.items() if name in subject.choices}, numbers)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def importing(module: str, name: str, is_it: Callable[[Any], bool]) -> tuple[str, str]:
+    """The import line and the name that give an object in a program."""
+    found: Any = sys.modules.get(module)
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+        if module != "__main__" and is_it(found):
+            top, *_ = name.split(".")
+            return f"from {module} import {top}", name
+    except AttributeError:
+        pass
+    short = name.rpartition(".")[-1]
+    return f"{short} = ...  # the optimizer under test, from {module}", short

@@ -1,0 +1,58 @@
+"""What is under test: a rule, a pure optimizer, or a class with torch.optim's interface, run in one way by all laws."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from hypothesis.strategies import SearchStrategy
+
+from funcopt.core import PureOptimizer
+from funcopt.declaration import Rule
+from funcopt.testing.class_form import ClassSubject, copied
+from funcopt.testing.pure_form import PureSubject, Run
+
+__all__ = ["ClassSubject", "PureSubject", "Run", "Subject", "copied", "subject_of"]
+
+Subject = PureSubject | ClassSubject
+
+
+def subject_of(
+    opt: Any,
+    *,
+    backend: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    ranges: Mapping[str, Any] | None = None,
+    shapes: SearchStrategy[tuple[int, ...]] | None = None,
+    sparse: bool = False,
+    reference: type | None = None,
+) -> Subject:
+    """What `check_laws` is given, in the form that laws run.
+
+    Without a reference it is torch.optim's class of the same name, where there is one.
+
+    Raises:
+        TypeError: it is no optimizer.
+    """
+    if isinstance(opt, PureOptimizer):
+        model = _reference(reference, opt.rule.name)
+        if model is not None and any(on and not model.has(flag) for flag, on in opt.flags.items()):
+            model = None  # a choice that the reference does not have
+        return PureSubject(opt.rule, opt.flags, backend or opt.backend, shapes, model)
+    rule = opt if isinstance(opt, Rule) else getattr(opt, "rule", None)
+    if isinstance(rule, Rule):
+        return PureSubject(rule, None, backend or "auto", shapes, _reference(reference, rule.name))
+    if isinstance(opt, type) and callable(getattr(opt, "step", None)):
+        held = {**(fixed or {}), **({"backend": backend} if backend else {})}
+        model = _reference(reference, opt.__name__, opt)
+        return ClassSubject(opt, held, ranges or {}, sparse, shapes, model)
+    kind = f"an instance of {type(opt).__name__}" if not isinstance(opt, type) else f"the class {opt.__name__}"
+    hint = "; give its class" if callable(getattr(opt, "step", None)) else ""
+    raise TypeError(
+        f"{kind} is no optimizer{hint}: a rule's factory (funcopt.adamw), a pure optimizer (funcopt.adamw()), or a "
+        "class with torch.optim's interface, which is made of parameters and has step(), is needed"
+    )
+
+
+def _reference(given: type | None, name: str, itself: type | None = None) -> ClassSubject | None:
+    found = given or next((c for n, c in vars(torch.optim).items() if n.lower() == name.lower()), None)
+    return ClassSubject(found, {}, {}) if isinstance(found, type) and found is not itself else None
