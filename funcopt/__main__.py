@@ -9,6 +9,7 @@ import funcopt
 
 # Each is a module of this package with a `main(argv)` that returns the exit status and parses its own options.
 COMMANDS = {
+    "check": "try an optimizer on the laws of update equations",
     "demo": "train a small network in three ways and draw the losses",
     "info": "versions, devices, and which backends work here",
 }

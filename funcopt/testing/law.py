@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
+from funcopt import backends
 from funcopt.testing import strategies
 from funcopt.testing.case import Case
 from funcopt.testing.claims import Claims
@@ -79,6 +80,7 @@ class Law:
         families: the algorithms it is about; empty where it is about all.
         needs: the hyperparameters, flags and slots that it speaks of.
         claim: what the optimizer must claim to be: "elementwise", "decoupled", "coupled", "differentiable".
+        backend: the one that it needs to work here.
         cost: how many cases of an ordinary law one of its own costs; it is tried on so many fewer.
     """
 
@@ -90,6 +92,7 @@ class Law:
     families: Sequence[str] = ()
     needs: Sequence[str] = ()
     claim: str | None = None
+    backend: str | None = None
     cost: int = 1
 
     def __repr__(self) -> str:
@@ -117,6 +120,9 @@ class Law:
         for name in self.needs:
             if not subject.has(name):
                 return f"there is no {name}"
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.backend and (reason := backends.unavailable(self.backend, device)):
+            return reason
         if self.claim == "reference":
             if subject.reference is None:
                 return "there is no reference of this name in torch.optim"

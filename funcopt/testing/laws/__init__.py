@@ -71,6 +71,7 @@ LAWS = {law.name: law for law in tuple(globals().values()) if isinstance(law, La
 
 __all__ = [
     "LAWS",
+    "BrokenLawError",
     "Law",
     "adagrad_constant",
     "adjoint",

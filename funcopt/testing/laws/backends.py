@@ -81,6 +81,7 @@ def _agrees(subject: PureSubject, case: Case, backend: str) -> None:
 @law(
     Tried(params=("unit",), grads=("unit", "zero"), steps=(1, 3), dtypes=DTYPES, more={"size": sizes}),
     of="pure",
+    backend="triton",
     cost=8,
 )
 def triton_agrees(subject: PureSubject, case: Case) -> None:
@@ -97,6 +98,7 @@ def triton_agrees(subject: PureSubject, case: Case) -> None:
         more={"size": sizes},
     ),
     of="pure",
+    backend="compile",
     cost=8,
 )
 def compile_agrees(subject: PureSubject, case: Case) -> None:
