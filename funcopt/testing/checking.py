@@ -15,7 +15,7 @@ from funcopt.testing.case import Case, code
 from funcopt.testing.claims import Claims, claims_of
 from funcopt.testing.law import BrokenLawError, Law
 from funcopt.testing.laws import LAWS
-from funcopt.testing.subject import PureSubject, Subject, subject_of
+from funcopt.testing.subject import KINDS, AnySubject, ClassSubject, FunctionSubject, Subject, subject_of
 
 __all__ = ["Counterexample", "Report", "Verdict", "check_laws", "law_tests"]
 
@@ -87,20 +87,19 @@ class Report:
         return self
 
     def __str__(self) -> str:
-        rows = [("law", "", "examples", "seconds", "")]
-        for v in self.verdicts:
-            detail = _first_line(v.law.equation) if v.status == "held" else _first_line(v.detail)
-            cells = (str(v.examples), f"{v.seconds:.1f}") if v.examples else ("", "")
-            rows.append((v.law.name, v.status, *cells, detail))
+        rows = [("law", "", "examples", "what it says, what was seen, or why it is exempt")]
+        for v in sorted(self.verdicts, key=lambda v: STATUSES.index(v.status)):
+            detail = _first_line(v.law.equation if v.status == "held" else v.detail)
+            rows.append((v.law.name, v.status, str(v.examples or ""), detail))
         counts = [f"{n} {status}" for status in STATUSES if (n := sum(v.status == status for v in self.verdicts))]
-        found = [_shown(v) for v in self.verdicts if v.counterexample is not None and v.status == "broken"]
-        lines = [f"{self.name}: {self.claims}", "", *table("<<>><", rows), "", ", ".join(counts) or "no laws", *found]
-        return "\n".join(lines)
+        title = f"{self.name}: {self.claims}".rstrip(": ")
+        broken = [_shown(v) for v in self.verdicts if v.status == "broken"]
+        return "\n".join([title, "", *table("<<><", rows), "", ", ".join(counts) or "no laws", *broken])
 
     __repr__ = __str__
 
 
-STATUSES = ("held", "broken", "unneeded", "exempt")
+STATUSES = ("broken", "unneeded", "held", "exempt")
 
 
 def _first_line(text: str, most: int = 100) -> str:
@@ -122,14 +121,16 @@ def check_laws(
     backend: str | None = None,
     max_examples: int = MAX_EXAMPLES,
     seed: int = 0,
+    kind: str = "optimizer",
     family: str | None = None,
     elementwise: bool | None = None,
     decoupled: bool | None = None,
+    skips_nonfinite: bool = False,
     fixed: Mapping[str, Any] | None = None,
     ranges: Mapping[str, Any] | None = None,
     shapes: SearchStrategy[tuple[int, ...]] | None = None,
     sparse: bool = False,
-    reference: type | None = None,
+    reference: Any = None,
     progress: Callable[[Verdict], None] | None = None,
 ) -> Report:
     """Try an optimizer on the laws that update equations keep.
@@ -146,14 +147,18 @@ def check_laws(
         backend: which one runs it; its own, if left out.
         max_examples: how many cases an ordinary law is tried on; costly ones take fewer.
         seed: of the drawing; the same seed draws the same cases.
+        kind: "optimizer"; or "clip", for a function `(grads, max_norm) -> grads` over lists; or "schedule", for a
+            function `step -> number`, of which `fixed` may give the `peak`, the last step of `warmup`, the `joins`, and
+            the `lr` that its reference, a function from optimizer to `LRScheduler`, starts from.
         family: the algorithm whose exact values it must have, such as "adam"; "none" for none that is known.
         elementwise: whether an element's step depends on that element alone.
         decoupled: whether weight decay acts beside the step.
+        skips_nonfinite: whether a step with a gradient that is not finite is skipped.
         fixed: arguments that the class is always constructed with.
         ranges: ranges of a class's numbers that do not go by a name of torch.optim's: `funcopt.Number` by name.
         shapes: a strategy for the parameters' shapes, for a class that does not take all.
         sparse: give a class sparse gradients.
-        reference: a class that it must agree with; if left out, torch.optim's of the same name.
+        reference: an optimizer that it must agree with; if left out, torch.optim's class of the same name.
         progress: called with each verdict as it falls.
 
     Returns:
@@ -166,9 +171,9 @@ def check_laws(
     """
     if not isinstance(max_examples, int) or max_examples < 1:
         raise ValueError(f"max_examples is {max_examples!r}; an int of at least 1 is needed")
-    chosen = chosen_laws(laws)
+    chosen = chosen_laws(laws, kind)
     subject = subject_of(
-        opt, backend=backend, fixed=fixed, ranges=ranges, shapes=shapes, sparse=sparse, reference=reference
+        opt, kind=kind, backend=backend, fixed=fixed, ranges=ranges, shapes=shapes, sparse=sparse, reference=reference
     )
     exempt = {**subject.exempt, **(exempt or {})}
     for name, reason in exempt.items():
@@ -176,12 +181,21 @@ def check_laws(
             raise ValueError(f"there is no law {name!r} to be exempt from; {hyper.suggest(name, LAWS)}")
         if not isinstance(reason, str) or not reason.strip():
             raise ValueError(f"the exemption from {name} has no reason; give one as text")
-    _plain_step(subject)
+    if not isinstance(subject, FunctionSubject):
+        _plain_step(subject)
 
     def holds(name: str) -> bool:
         return _search(subject, LAWS[name], 25, 0)[1] is None
 
-    claims = claims_of(subject, exempt, holds, family=family, elementwise=elementwise, decoupled=decoupled)
+    claims = claims_of(
+        subject,
+        exempt,
+        holds,
+        family=family,
+        elementwise=elementwise,
+        decoupled=decoupled,
+        skips_nonfinite=skips_nonfinite,
+    )
     verdicts = []
     for law in chosen:
         verdicts.append(_verdict(subject, claims, law, max_examples, seed, exempt.get(law.name)))
@@ -190,10 +204,10 @@ def check_laws(
     return Report(subject.name, claims, verdicts)
 
 
-def chosen_laws(laws: Iterable[Law | str] | None) -> list[Law]:
-    """The laws of these names, all if None; raises ValueError for one that there is not."""
+def chosen_laws(laws: Iterable[Law | str] | None, kind: str = "optimizer") -> list[Law]:
+    """The laws of these names, all of a kind if None; raises ValueError for one that there is not."""
     if laws is None:
-        return list(LAWS.values())
+        return [law for law in LAWS.values() if (law.of if law.of in KINDS else "optimizer") == kind]
     out = []
     for law in [laws] if isinstance(laws, str | Law) else laws:
         if not isinstance(law, Law) and law not in LAWS:
@@ -215,7 +229,9 @@ def law_tests(opt: Any, *, laws: Iterable[Law | str] | None = None, **options: A
     """
     import pytest
 
-    @pytest.mark.parametrize("law", [pytest.param(law, id=law.name) for law in chosen_laws(laws)])
+    chosen = chosen_laws(laws, options.get("kind", "optimizer"))
+
+    @pytest.mark.parametrize("law", [pytest.param(law, id=law.name) for law in chosen])
     def test(law: Law) -> None:
         report = check_laws(opt, laws=[law], **options).require()
         if report[law].status == "exempt":
@@ -245,7 +261,9 @@ def _plain_step(subject: Subject) -> None:
         ) from error
 
 
-def _verdict(subject: Subject, claims: Claims, law: Law, max_examples: int, seed: int, reason: str | None) -> Verdict:
+def _verdict(
+    subject: AnySubject, claims: Claims, law: Law, max_examples: int, seed: int, reason: str | None
+) -> Verdict:
     if excuse := replace(law, claim=None).excuse(subject, claims):
         return Verdict(law, "exempt", excuse)
     if reason is None and (excuse := law.excuse(subject, claims)):
@@ -266,7 +284,7 @@ class _FoundError(Exception):
     """One kind of failure, so that hypothesis makes a smaller example of whatever broke first."""
 
 
-def _search(subject: Subject, law: Law, examples: int, seed: int) -> tuple[int, Counterexample | None]:
+def _search(subject: AnySubject, law: Law, examples: int, seed: int) -> tuple[int, Counterexample | None]:
     """How many cases were tried, and the smallest that breaks the law."""
     tried, first, last = 0, 0.0, None
 
@@ -304,7 +322,7 @@ def _search(subject: Subject, law: Law, examples: int, seed: int) -> tuple[int, 
     return tried, Counterexample(case, message, program(subject, law, case))
 
 
-def _failure(subject: Subject, law: Law, case: Case) -> str | None:
+def _failure(subject: AnySubject, law: Law, case: Case) -> str | None:
     try:
         law.holds(subject, case)
     except BrokenLawError as broken:
@@ -314,14 +332,15 @@ def _failure(subject: Subject, law: Law, case: Case) -> str | None:
     return None
 
 
-def program(subject: Subject, law: Law, case: Case) -> str:
+def program(subject: AnySubject, law: Law, case: Case) -> str:
     """Python that tries a law on one case, to be pasted into a file and run."""
     line, expression = subject.expression
-    if not isinstance(subject, PureSubject):
+    if isinstance(subject, ClassSubject):
         case = case.but(numbers={**subject.fixed, **case.numbers})
     text = repr(case)
     names = [name for name in ("bfloat16", "float16", "float32", "float64", "inf", "nan", "tensor") if name in text]
     drawn = [name for name in ("Problem", "Schedule") if f"{name}(" in code(case.more)]
     imports = ["import torch", f"from torch import {', '.join(names)}", "", line]
     imports += [f"from funcopt.testing import {', '.join(['Case', *drawn, 'laws'])}"]
-    return "\n".join([*imports, "", f"laws.{law.name}.check({expression}, {text})"])
+    says = f", fixed={code(dict(subject.says))}" if isinstance(subject, FunctionSubject) and subject.says else ""
+    return "\n".join([*imports, "", f"laws.{law.name}.check({expression}, {text}{says})"])

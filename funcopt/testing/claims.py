@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from funcopt import hyper
-from funcopt.testing.subject import PureSubject, Subject
+from funcopt.testing.subject import AnySubject, FunctionSubject, PureSubject, Subject
 
 __all__ = ["FAMILIES", "Claims", "claims_of"]
 
@@ -19,12 +19,14 @@ class Claims:
         decoupled: whether weight decay acts beside the step (True), as L2 in the gradient (False), or, where a flag
             chooses, either (None).
         differentiable: whether derivatives go through a step.
+        skips_nonfinite: whether a step with a gradient that is not finite is skipped.
     """
 
     family: str | None = None
     elementwise: bool = True
     decoupled: bool | None = None
     differentiable: bool = True
+    skips_nonfinite: bool = False
     source: Mapping[str, str] = field(default_factory=dict)
 
     def lacks(self, claim: str) -> str | None:
@@ -34,10 +36,11 @@ class Claims:
             "decoupled": (self.decoupled is not False, "weight decay is in the gradient (L2)"),
             "coupled": (self.decoupled is not True, "weight decay is decoupled"),
             "differentiable": (self.differentiable, "no derivative goes through a step"),
+            "skips_nonfinite": (self.skips_nonfinite, "it does not claim to skip a step that is not finite"),
         }
         holds, reason = kinds[claim]
-        source = self.source.get("decoupled" if claim == "coupled" else claim, "given")
-        return None if holds else f"{reason} ({source})"
+        source = self.source.get("decoupled" if claim == "coupled" else claim)
+        return None if holds else f"{reason} ({source})" if source else reason
 
     def __str__(self) -> str:
         decay = {
@@ -74,13 +77,14 @@ MARKS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def claims_of(
-    subject: Subject,
+    subject: AnySubject,
     exempt: Mapping[str, str],
     holds: Callable[[str], bool],
     *,
     family: str | None,
     elementwise: bool | None,
     decoupled: bool | None,
+    skips_nonfinite: bool,
 ) -> Claims:
     """What an optimizer claims to be.
 
@@ -91,7 +95,10 @@ def claims_of(
         family: as given; None to find out.
         elementwise: likewise.
         decoupled: likewise.
+        skips_nonfinite: as given.
     """
+    if isinstance(subject, FunctionSubject):
+        return Claims()
     source = {}
     known = {*FAMILIES.values(), "none"}
     if family is not None and family not in known:
@@ -126,7 +133,7 @@ def claims_of(
 
     differentiable = isinstance(subject, PureSubject) or "differentiable" in subject.defaults
     source["differentiable"] = "as every rule" if isinstance(subject, PureSubject) else "its constructor's arguments"
-    return Claims(family, bool(elementwise), decoupled, differentiable, source)
+    return Claims(family, bool(elementwise), decoupled, differentiable, skips_nonfinite, source)
 
 
 def _family(subject: Subject) -> str | None:

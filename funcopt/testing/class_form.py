@@ -43,7 +43,7 @@ class ClassSubject:
     ranges: Mapping[str, Any]
     sparse: bool = False
     shapes: SearchStrategy[tuple[int, ...]] | None = None
-    reference: "ClassSubject | None" = None
+    reference: Any = None
     interface = "class"
     exempt: Mapping[str, str] = field(default_factory=dict)
 

@@ -17,7 +17,7 @@ from funcopt import backends
 from funcopt.testing import strategies
 from funcopt.testing.case import Case
 from funcopt.testing.claims import Claims
-from funcopt.testing.subject import Run, Subject, subject_of
+from funcopt.testing.subject import KINDS, AnySubject, Run, subject_of
 
 __all__ = ["BrokenLawError", "Law", "Tried", "law", "moved", "near", "rounding", "same", "scale_of"]
 
@@ -76,7 +76,8 @@ class Law:
             trajectory of an optimizer on a given sequence of gradients.
         holds: raises `BrokenLawError` where a case breaks it.
         tried: how its cases are drawn.
-        of: "pure" where it needs the pure form, "class" where it needs the stateful one, "any" else.
+        of: "pure" where it needs the pure form, "class" where it needs the stateful one, "any" for either; "clip" and
+            "schedule" for laws of such functions.
         families: the algorithms it is about; empty where it is about all.
         needs: the hyperparameters, flags and slots that it speaks of.
         claim: what the optimizer must claim to be: "elementwise", "decoupled", "coupled", "differentiable".
@@ -98,22 +99,25 @@ class Law:
     def __repr__(self) -> str:
         return f"<law {self.name}: {self.equation.splitlines()[0]}>"
 
-    def check(self, opt: Any, case: Case) -> None:
+    def check(self, opt: Any, case: Case, **options: Any) -> None:
         """Try an optimizer on one case.
 
         Args:
             opt: whatever `check_laws` takes.
             case: what it is tried on.
+            **options: of `check_laws`, those that say how it is run: backend, fixed, reference.
 
         Raises:
             BrokenLawError: the law does not hold for it.
         """
-        self.holds(opt if isinstance(opt, Subject) else subject_of(opt), case)
+        kind = self.of if self.of in KINDS else "optimizer"
+        self.holds(opt if isinstance(opt, AnySubject) else subject_of(opt, kind=kind, **options), case)
 
-    def excuse(self, subject: Subject, claims: Claims) -> str | None:
+    def excuse(self, subject: AnySubject, claims: Claims) -> str | None:
         """Why the law is not about this optimizer; None where it is."""
         if self.of not in ("any", subject.interface):
-            return {"pure": "needs the pure form", "class": "is about the stateful form"}[self.of]
+            forms = {"pure": "needs the pure form", "class": "is about the stateful form"}
+            return forms.get(self.of, f"is about a {self.of}")
         if self.families and claims.family not in self.families:
             found = f"this is {claims.family}" if claims.family else "this is none known"
             return f"is about {', '.join(self.families)}; {found}"
@@ -125,12 +129,12 @@ class Law:
             return reason
         if self.claim == "reference":
             if subject.reference is None:
-                return "there is no reference of this name in torch.optim"
+                return "there is no reference to compare with"
         elif self.claim and (reason := claims.lacks(self.claim)):
             return reason
         return subject.unfit(self.tried.flags, self.tried.numbers)
 
-    def cases(self, subject: Subject) -> SearchStrategy[Case]:
+    def cases(self, subject: AnySubject) -> SearchStrategy[Case]:
         """The cases it is tried on."""
         tried = self.tried
         held = {name: value for name, value in tried.flags.items() if name in subject.choices}
@@ -150,7 +154,7 @@ def _combinations(choices: Sequence[str], held: Mapping[str, bool]) -> Iterator[
 @st.composite
 def _cases(
     draw: Any,
-    subject: Subject,
+    subject: AnySubject,
     tried: Tried,
     numbers: Mapping[tuple[tuple[str, bool], ...], SearchStrategy[dict[str, Any]]],
 ) -> Case:

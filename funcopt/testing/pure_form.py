@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
@@ -14,9 +14,6 @@ from funcopt.core import PureOptimizer, pure
 from funcopt.declaration import Rule
 from funcopt.testing import strategies
 from funcopt.testing.case import Case
-
-if TYPE_CHECKING:
-    from funcopt.testing.class_form import ClassSubject
 
 __all__ = ["PureSubject", "Run", "importing", "refusal"]
 
@@ -40,7 +37,7 @@ class PureSubject:
     fixed: Mapping[str, bool] | None
     backend: str = "auto"
     shapes: SearchStrategy[tuple[int, ...]] | None = None
-    reference: "ClassSubject | None" = None
+    reference: Any = None
     interface = "pure"
 
     def __repr__(self) -> str:

@@ -17,7 +17,18 @@ from funcopt.testing.laws.derivatives import (
     learning_rate_derivative,
     second_derivatives,
 )
-from funcopt.testing.laws.life import agrees_with_reference, life_cycle
+from funcopt.testing.laws.functions import (
+    agrees_with_scheduler,
+    clip_bound,
+    clip_is_differentiable,
+    clip_is_idempotent,
+    clip_is_identity_below,
+    schedule_joins,
+    schedule_of_tensors,
+    schedule_values,
+    schedule_warmup,
+)
+from funcopt.testing.laws.life import agrees_with_reference, life_cycle, skipped_step
 from funcopt.testing.laws.matrices import orthogonal_steps, quadratic_solved, two_loop_is_dense
 from funcopt.testing.laws.structure import (
     concatenation,
@@ -76,8 +87,13 @@ __all__ = [
     "adagrad_constant",
     "adjoint",
     "agrees_with_reference",
+    "agrees_with_scheduler",
     "amsgrad_is_adam",
     "amsgrad_maximum",
+    "clip_bound",
+    "clip_is_differentiable",
+    "clip_is_idempotent",
+    "clip_is_identity_below",
     "compile_agrees",
     "concatenation",
     "constant_gradient",
@@ -121,9 +137,14 @@ __all__ = [
     "resume",
     "rmsprop_constant",
     "rotation",
+    "schedule_joins",
+    "schedule_of_tensors",
+    "schedule_values",
+    "schedule_warmup",
     "second_derivatives",
     "sign_descent",
     "sign_steps",
+    "skipped_step",
     "state_ignores_learning_rate",
     "step_bound",
     "tensor_numbers",

@@ -99,14 +99,31 @@ def _importable(cls: type) -> bool:
 
 @law(Tried(params=("unit",), grads=("unit",), steps=(1, 5), missing=True), claim="reference")
 def agrees_with_reference(subject: Subject, case: Case) -> None:
-    """It is the algorithm it is named after: the trajectory of torch.optim's class of that name, to rounding."""
+    """It is what it is compared with: run = run of the reference, torch.optim's class of its name if none is given."""
     reference = subject.reference
     assert reference is not None
-    numbers = {name: value for name, value in case.numbers.items() if name in reference.defaults}
-    own = {name: value and name in reference.defaults for name, value in case.flags.items()}
+    numbers = {name: value for name, value in case.numbers.items() if reference.has(name)}
+    own = {name: value and reference.has(name) for name, value in case.flags.items()}
     flags = {name: value for name, value in subject.flags(own).items() if name in reference.choices}
     run, want = subject.run(case.but(flags=own)), reference.run(case.but(numbers=numbers, flags=flags))
     for i, scale in enumerate(scale_of(want)):
         # Moments of gradients of ±[1/2, 2] cancel to a part in 8 a step; 1/(1-β) is at most 1e3.
         allowed = 8e3 * len(case.grads) * rounding(torch.float64, len(case.grads)) * scale
         near(run.params[-1][i], want.params[-1][i], allowed, f"params[{i}], against {reference.name}")
+
+
+@law(
+    Tried(steps=(1, 3), more={"bad": st.sampled_from([torch.nan, torch.inf, -torch.inf]), "at": leaf}),
+    claim="skips_nonfinite",
+)
+def skipped_step(subject: Subject, case: Case) -> None:
+    """A step with a gradient that is not finite is skipped: p, the state and the step count stay as they are."""
+    k = case.more["at"] % (len(case.grads) + 1)
+    spoilt = [torch.full_like(g, case.more["bad"]) for g in case.grads[0] if g is not None]
+    if not any(g.numel() for g in spoilt):
+        return
+    run, want = subject.run(case.but(grads=[*case.grads[:k], spoilt, *case.grads[k:]])), subject.run(case)
+    for i, p in enumerate(want.params[-1]):
+        same(run.params[-1][i], p, f"params[{i}], with a step of {case.more['bad']} gradients at {k}")
+        for name, value in want.state[-1][i].items():
+            same(run.state[-1][i].get(name), value, f"{name} of params[{i}], with such a step at {k}")
