@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -51,14 +51,15 @@ class Case:
         return replace(self, params=[self.params[leaf]], grads=kept)
 
     def __repr__(self) -> str:
-        lines = [f"    {f.name}={code(getattr(self, f.name), 4)}," for f in fields(self) if getattr(self, f.name)]
+        shown = [f.name for f in fields(self) if f.default_factory is MISSING or getattr(self, f.name)]
+        lines = [f"    {name}={code(getattr(self, name), 4)}," for name in shown]
         return "\n".join(["Case(", *lines, ")"])
 
 
 def code(value: Any, indent: int = 0) -> str:
-    """Python that builds a value: tensors with their dtype and strides, and containers of them.
+    """Python that builds a value: tensors with their dtype, strides and offset, and containers of them.
 
-    It stands on names of torch alone: `tensor`, `empty_strided`, dtypes, `inf` and `nan`.
+    It stands on `torch` and on names of torch alone: `tensor`, dtypes, `inf` and `nan`.
     """
     if isinstance(value, Tensor):
         return _tensor(value)
@@ -83,10 +84,14 @@ def code(value: Any, indent: int = 0) -> str:
 def _tensor(t: Tensor) -> str:
     if t.is_sparse:
         return f"{_tensor(t.to_dense())}.to_sparse()"
-    dtype = code(t.dtype)
-    if t.numel() == 0 and t.shape != (0,):
-        return f"torch.zeros({tuple(t.shape)}, dtype={dtype})"
-    plain = f"tensor({code(t.detach().tolist())}, dtype={dtype})"
-    if t.is_contiguous():
-        return plain
-    return f"torch.empty_strided({tuple(t.shape)}, {tuple(t.stride())}, dtype={dtype}).copy_({plain})"
+    dtype, shape, strides, offset = code(t.dtype), tuple(t.shape), t.stride(), t.storage_offset()
+    empty = t.numel() == 0
+    values = f"torch.zeros({shape}, dtype={dtype})" if empty else f"tensor({code(t.detach().tolist())}, dtype={dtype})"
+    if offset:
+        extent = 0 if empty else 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        memory = f"torch.zeros({offset + extent}, dtype={dtype}).as_strided({shape}, {strides}, {offset})"
+    elif strides != torch.empty(shape, device="meta").stride():
+        memory = f"torch.empty_strided({shape}, {strides}, dtype={dtype})"
+    else:
+        return values
+    return f"{memory}.copy_({values})"

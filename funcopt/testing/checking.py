@@ -1,11 +1,13 @@
 """Trying an optimizer on its laws: `check_laws`, its report, and `law_tests` for pytest."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import hypothesis
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
@@ -20,6 +22,9 @@ from funcopt.testing.subject import KINDS, AnySubject, ClassSubject, FunctionSub
 __all__ = ["Counterexample", "Report", "Verdict", "check_laws", "law_tests"]
 
 MAX_EXAMPLES = 100
+
+# How many cases an exemption has at least to show that it is needed.
+EXEMPTED = 200
 
 # How long a counterexample is made smaller for, in seconds.
 SHRINKING = 20.0
@@ -169,12 +174,57 @@ def check_laws(
         ValueError: there is no such law or backend, or a number of examples below 1.
         RuntimeError: the optimizer cannot take one plain step.
     """
-    if not isinstance(max_examples, int) or max_examples < 1:
-        raise ValueError(f"max_examples is {max_examples!r}; an int of at least 1 is needed")
+    _check_examples(max_examples)
     chosen = chosen_laws(laws, kind)
-    subject = subject_of(
-        opt, kind=kind, backend=backend, fixed=fixed, ranges=ranges, shapes=shapes, sparse=sparse, reference=reference
+    taken = _taken(
+        opt,
+        exempt=exempt,
+        family=family,
+        elementwise=elementwise,
+        decoupled=decoupled,
+        skips_nonfinite=skips_nonfinite,
+        kind=kind,
+        backend=backend,
+        fixed=fixed,
+        ranges=ranges,
+        shapes=shapes,
+        sparse=sparse,
+        reference=reference,
     )
+    verdicts = []
+    for law in chosen:
+        verdicts.append(_verdict(taken, law, max_examples, seed))
+        if progress is not None:
+            progress(verdicts[-1])
+    return Report(taken.subject.name, taken.claims, verdicts)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """An optimizer, what it was taken to be, and the laws that it is exempt from."""
+
+    subject: AnySubject
+    claims: Claims
+    exempt: Mapping[str, str]
+
+
+def _check_examples(given: int) -> None:
+    if not isinstance(given, int) or given < 1:
+        raise ValueError(f"max_examples is {given!r}; an int of at least 1 is needed")
+
+
+def _taken(
+    opt: Any,
+    *,
+    exempt: Mapping[str, str] | None = None,
+    family: str | None = None,
+    elementwise: bool | None = None,
+    decoupled: bool | None = None,
+    skips_nonfinite: bool = False,
+    **run: Any,
+) -> _Taken:
+    """Look an optimizer over; raises what `check_laws` says."""
+    subject = subject_of(opt, **run)
     exempt = {**subject.exempt, **(exempt or {})}
     for name, reason in exempt.items():
         if name not in LAWS:
@@ -185,7 +235,7 @@ def check_laws(
         _plain_step(subject)
 
     def holds(name: str) -> bool:
-        return _search(subject, LAWS[name], 25, 0)[1] is None
+        return _search(subject, LAWS[name], 25, 0, shrink=False)[1] is None
 
     claims = claims_of(
         subject,
@@ -196,12 +246,7 @@ def check_laws(
         decoupled=decoupled,
         skips_nonfinite=skips_nonfinite,
     )
-    verdicts = []
-    for law in chosen:
-        verdicts.append(_verdict(subject, claims, law, max_examples, seed, exempt.get(law.name)))
-        if progress is not None:
-            progress(verdicts[-1])
-    return Report(subject.name, claims, verdicts)
+    return _Taken(subject, claims, exempt)
 
 
 def chosen_laws(laws: Iterable[Law | str] | None, kind: str = "optimizer") -> list[Law]:
@@ -216,26 +261,40 @@ def chosen_laws(laws: Iterable[Law | str] | None, kind: str = "optimizer") -> li
     return out
 
 
-def law_tests(opt: Any, *, laws: Iterable[Law | str] | None = None, **options: Any) -> Callable[[Law], None]:
+def law_tests(
+    opt: Any,
+    *,
+    laws: Iterable[Law | str] | None = None,
+    max_examples: int = MAX_EXAMPLES,
+    seed: int = 0,
+    **options: Any,
+) -> Callable[[Law], None]:
     """One pytest test for each law: `test_laws = law_tests(my_rule)` in a test file is all it takes.
 
     Args:
         opt: as `check_laws` takes it.
         laws: some of `funcopt.testing.laws`, or their names; all if left out.
-        **options: those of `check_laws`.
+        max_examples: as `check_laws` takes it.
+        seed: as `check_laws` takes it.
+        **options: the others of `check_laws`.
 
     Returns:
         A test function, parametrized over the laws; one that does not apply is skipped, with the reason.
     """
     import pytest
 
+    _check_examples(max_examples)
     chosen = chosen_laws(laws, options.get("kind", "optimizer"))
+    if laws is None:
+        chosen = [law for law in chosen if law.of != ("pure" if isinstance(opt, type) else "class")]
+    taken = functools.cache(lambda: _taken(opt, **options))
 
     @pytest.mark.parametrize("law", [pytest.param(law, id=law.name) for law in chosen])
     def test(law: Law) -> None:
-        report = check_laws(opt, laws=[law], **options).require()
-        if report[law].status == "exempt":
-            pytest.skip(report[law].detail)
+        verdict = _verdict(taken(), law, max_examples, seed)
+        if verdict.status == "exempt":
+            pytest.skip(verdict.detail)
+        Report(taken().subject.name, taken().claims, [verdict]).require()
 
     return test
 
@@ -244,16 +303,11 @@ def law_tests(opt: Any, *, laws: Iterable[Law | str] | None = None, **options: A
 
 
 def _plain_step(subject: Subject) -> None:
-    import torch
-
-    from funcopt.testing.law import Tried
-
     shapes = subject.shapes
-    size = hypothesis.find(shapes, lambda s: all(s)) if shapes else (2, 3)
+    size = hypothesis.find(shapes, all) if shapes else (2, 3)
     p = torch.ones(size, dtype=torch.float64)
-    numbers = hypothesis.find(subject.draw_numbers({}, {}, Tried().nonzero), lambda _: True)
     try:
-        subject.run(Case([p], [[subject.gradient(p)]], numbers))
+        subject.run(Case([p], [[subject.gradient(p)]], subject.some_numbers()))
     except Exception as error:
         raise RuntimeError(
             f"{subject.name} cannot take one step on a float64 parameter of shape {tuple(size)}: "
@@ -261,15 +315,15 @@ def _plain_step(subject: Subject) -> None:
         ) from error
 
 
-def _verdict(
-    subject: AnySubject, claims: Claims, law: Law, max_examples: int, seed: int, reason: str | None
-) -> Verdict:
+def _verdict(taken: _Taken, law: Law, max_examples: int, seed: int) -> Verdict:
+    subject, claims, reason = taken.subject, taken.claims, taken.exempt.get(law.name)
     if excuse := replace(law, claim=None).excuse(subject, claims):
         return Verdict(law, "exempt", excuse)
     if reason is None and (excuse := law.excuse(subject, claims)):
         return Verdict(law, "exempt", excuse)
     start = time.perf_counter()
-    examples, found = _search(subject, law, max(max_examples // law.cost, 1) if reason is None else 200, seed)
+    cases = max(max_examples // law.cost, 1) if reason is None else max(max_examples, EXEMPTED)
+    examples, found = _search(subject, law, cases, seed, shrink=reason is None)
     seconds = time.perf_counter() - start
     if reason is not None and found is None:
         return Verdict(law, "unneeded", f"it holds, though exempt: {reason}", examples, seconds)
@@ -284,7 +338,9 @@ class _FoundError(Exception):
     """One kind of failure, so that hypothesis makes a smaller example of whatever broke first."""
 
 
-def _search(subject: AnySubject, law: Law, examples: int, seed: int) -> tuple[int, Counterexample | None]:
+def _search(
+    subject: AnySubject, law: Law, examples: int, seed: int, *, shrink: bool
+) -> tuple[int, Counterexample | None]:
     """How many cases were tried, and the smallest that breaks the law."""
     tried, first, last = 0, 0.0, None
 
@@ -293,7 +349,7 @@ def _search(subject: AnySubject, law: Law, examples: int, seed: int) -> tuple[in
         max_examples=examples,
         database=None,
         deadline=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
         print_blob=False,

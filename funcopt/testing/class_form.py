@@ -142,6 +142,10 @@ class ClassSubject:
             return False
         return True
 
+    def some_numbers(self) -> dict[str, Any]:
+        """Numbers that it takes with its flags as they are."""
+        return strategies.some_allowed(self.spec, lambda values: self.accepts(values, {}))
+
     def flags(self, drawn: Mapping[str, bool]) -> dict[str, bool]:
         """All flags of a case."""
         known = {n: v for n, v in {**self.defaults, **self.fixed}.items() if isinstance(v, bool)}

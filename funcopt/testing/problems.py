@@ -7,17 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Problem", "Schedule"]
+from funcopt import hyper
+
+__all__ = ["DECAYS", "MODELS", "Problem", "Schedule"]
+
+DECAYS = ("constant", "linear", "cosine", "exponential", "step")
+MODELS = ("linear", "logistic", "relu")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number as a function of the step: linear warmup from 0 to `peak`, then decay to 0 over `steps` in all."""
+    """A number as a function of the step: linear warmup from 0 to `peak`, then one of `DECAYS`, over `steps` in all."""
 
     peak: float
     warmup: int
     steps: int
     decay: str = "constant"
+
+    def __post_init__(self) -> None:
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay is {self.decay!r}; {hyper.suggest(str(self.decay), DECAYS)}")
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:
@@ -47,6 +56,10 @@ class Problem:
     steps: int
     seed: int
     dtype: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        if self.kind not in MODELS:
+            raise ValueError(f"kind is {self.kind!r}; {hyper.suggest(str(self.kind), MODELS)}")
 
     def _draw(self, stream: int, *shape: int) -> Tensor:
         chance = torch.Generator().manual_seed(1000 * self.seed + stream)

@@ -98,6 +98,11 @@ class PureSubject:
             nonzero=[name for name in nonzero if name in self.spec],
         )
 
+    def some_numbers(self) -> dict[str, Any]:
+        """Numbers that it takes with its flags as they are."""
+        check, chosen = self.rule.check, self.flags({})
+        return strategies.some_allowed(self.spec, lambda values: check is None or check(values, chosen) is None)
+
     def flags(self, drawn: Mapping[str, bool]) -> dict[str, bool]:
         """All flags of a case."""
         return {**self.rule.flags, **(self.fixed or {}), **drawn}

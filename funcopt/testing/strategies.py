@@ -1,13 +1,14 @@
 """Hypothesis strategies for what an optimizer takes: pytrees of tensors, gradients, numbers, states, step numbers.
 
 Every function refuses bad arguments when it is called, not when the first example is drawn, and filters out next to
-nothing. Examples shrink towards few leaves, few elements, zeros and ones, and the low end of a number's range.
+nothing. Examples shrink towards few leaves, few elements, zeros and ones; hyperparameters as `number` says.
 """
 
+import functools
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from funcopt import hyper, tree
 from funcopt.core import Factory, PureOptimizer
 from funcopt.declaration import Rule
 from funcopt.hyper import Number
-from funcopt.testing.problems import Problem, Schedule
+from funcopt.testing.problems import DECAYS, MODELS, Problem, Schedule
 
 __all__ = [
     "DTYPES",
@@ -78,8 +79,7 @@ def elements(
     Raises:
         ValueError: a dtype or a kind that there is not, or no kind at all.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype}; one of {', '.join(map(str, DTYPES))} is needed")
+    _check_dtype("dtype", dtype)
     _check_choice("include", include, KINDS)
     info = torch.finfo(dtype)
     least = info.smallest_normal * info.eps
@@ -109,13 +109,16 @@ def tensors(
         dtype: one dtype or a strategy of them.
         include: as in `elements`.
         layouts: how they may lie in memory, of `LAYOUTS`: `transposed` has its strides in reverse, `strided` every
-            other element of its memory, `misaligned` an offset of one element.
+            other element of its memory, `misaligned` an offset of one element. They shrink towards the first.
+
+    Raises:
+        ValueError: a shape, dtype, kind or layout that there is not.
     """
     _check_choice("layouts", layouts, LAYOUTS)
-    dtypes = dtype if isinstance(dtype, SearchStrategy) else st.just(dtype)
     given = shapes() if shape is None else shape
-    of = given if isinstance(given, SearchStrategy) else st.just(tuple(given))
-    values = {d: elements(d, include) for d in ([dtype] if isinstance(dtype, torch.dtype) else DTYPES)}
+    of = given if isinstance(given, SearchStrategy) else st.just(_checked_shape(given))
+    dtypes = dtype if isinstance(dtype, SearchStrategy) else st.just(dtype)
+    values = {d: elements(d, include) for d in (DTYPES if isinstance(dtype, SearchStrategy) else [dtype])}
     return _tensors(of, dtypes, values, st.sampled_from(list(layouts)))
 
 
@@ -128,6 +131,7 @@ def _tensors(
     layouts: SearchStrategy[str],
 ) -> Tensor:
     shape, dtype = draw(shapes), draw(dtypes)
+    _check_dtype("the dtype drawn", dtype)
     size = math.prod(shape)
     flat = draw(st.lists(values[dtype], min_size=size, max_size=size))
     return laid_out(torch.tensor(flat, dtype=dtype).reshape(shape), draw(layouts))
@@ -135,9 +139,10 @@ def _tensors(
 
 def laid_out(t: Tensor, layout: str) -> Tensor:
     """A copy of a tensor that lies in memory as one of `LAYOUTS`; one of fewer dimensions than that needs as it is."""
+    _check_choice("layout", [layout], LAYOUTS)
     if layout == "transposed":
         backwards = tuple(reversed(range(t.dim())))
-        return t.permute(backwards).contiguous().permute(backwards)
+        return t.permute(backwards).clone(memory_format=torch.contiguous_format).permute(backwards)
     if layout == "strided" and t.dim():
         return torch.stack([t, torch.zeros_like(t)], -1)[..., 0]
     if layout == "misaligned":
@@ -150,8 +155,9 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
 
 def trees(leaves: SearchStrategy[Any], *, max_leaves: int = 4) -> SearchStrategy[Tree]:
     """Pytrees of leaves: a leaf alone, or lists, tuples and dicts of any nesting, none of them empty."""
-    if not isinstance(max_leaves, int) or max_leaves < 1:
-        raise ValueError(f"max_leaves is {max_leaves!r}; at least 1 is needed")
+    if not isinstance(leaves, SearchStrategy):
+        raise TypeError(f"leaves is {leaves!r}; a strategy is needed, such as tensors()")
+    _check_least("max_leaves", max_leaves, 1)
     keys = st.sampled_from(["w", "b", "scale", "0", "a.b", "β"])
 
     def nodes(children: SearchStrategy[Tree]) -> SearchStrategy[Tree]:
@@ -185,6 +191,7 @@ def gradients(
     for leaf, path in zip(leaves, tree.paths(params, "params"), strict=True):
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{path} is a {type(leaf).__name__}; params holds tensors only")
+        _check_dtype(f"the dtype of {path}", leaf.dtype)
     each = [tensors(tuple(p.shape), p.dtype, include=include, layouts=layouts) for p in leaves]
     drawn = st.tuples(*([g | st.none() for g in each] if missing else each))
     return drawn.map(lambda gs: tree.unflatten(gs, spec))
@@ -201,9 +208,12 @@ def gradient_sequences(
 def states(
     opt: PureOptimizer, params: Tree, hparams: Mapping[str, Any] | None = None, *, max_steps: int = 3
 ) -> SearchStrategy[dict[str, Tree]]:
-    """States that a pure optimizer reaches in up to `max_steps` steps of drawn gradients."""
-    numbers = opt.hparams() if hparams is None else hparams
-    opt.init(params, numbers)
+    """States that a pure optimizer reaches in up to `max_steps` steps of drawn gradients; hparams may be a few."""
+    if not isinstance(opt, PureOptimizer):
+        raise TypeError(f"a pure optimizer is needed, such as funcopt.adamw(); got {opt!r}")
+    _check_least("max_steps", max_steps, 0)
+    numbers = opt.hparams(**(hparams or {}))
+    opt(params, None, opt.init(params, numbers), numbers)  # refuses what does not fit, without a step
 
     def reached(sequence: list[Tree]) -> dict[str, Tree]:
         state, at = opt.init(params, numbers), params
@@ -216,8 +226,7 @@ def states(
 
 def step_numbers(*, max_value: int = 2**53) -> SearchStrategy[int]:
     """Numbers of steps already taken, 0 included: small ones, those around which counts go wrong (2²⁴), any."""
-    if not isinstance(max_value, int) or max_value < 0:
-        raise ValueError(f"max_value is {max_value!r}; an int of at least 0 is needed")
+    _check_least("max_value", max_value, 0)
     edges = [n + d for n in (2**8, 2**11, 10**5, 2**24, 2**31, 2**53) for d in (-1, 0) if n + d <= max_value]
     return st.one_of(
         st.integers(0, min(10, max_value)), *([st.sampled_from(edges)] if edges else []), st.integers(0, max_value)
@@ -230,38 +239,71 @@ def step_numbers(*, max_value: int = 2**53) -> SearchStrategy[int]:
 def number(declared: Number, *, nonzero: bool = False) -> SearchStrategy[float]:
     """Numbers in the range that a hyperparameter declares, on a grid of short decimals.
 
-    A number whose default is tiny (eps) is drawn by its exponent. An unbounded range ends at 1, or at ten times the
+    A number whose default is tiny (eps) is drawn by its exponent. An unbounded range ends at ±1, or at ten times the
     default where that is more; an open end at 1 is approached to 0.999. With `nonzero` the value 0 is left out.
+    It shrinks to 0.5 where the range has it, then to the default, and else towards 0.
+
+    Raises:
+        TypeError: not a declaration.
+        ValueError: there is no such number.
     """
     if not isinstance(declared, Number):
         raise TypeError(f"a funcopt.Number is needed; got {declared!r}")
-    low = declared.low if declared.low > -math.inf else -1.0
-    high = declared.high if declared.high < math.inf else max(1.0, 10 * declared.default, low + 1)
-    if declared.low >= 0 and 0 < declared.default < 1e-4:
-        scale = [x for e in (8, 6, 4, 3, 2, 1, 10, 12) if (x := 10.0**-e) in declared]
-        return st.sampled_from(scale if nonzero or 0.0 not in declared else [0.0, *scale])
+    return st.one_of([_one_of(group) for group in _values(declared, nonzero)])
+
+
+def _one_of(values: Sequence[float]) -> SearchStrategy[float]:
+    """As `sampled_from`, but with the first and the last more often, and a short repr."""
+    return st.integers(0, len(values) - 1).map(lambda k: values[k])
+
+
+@functools.cache
+def _values(declared: Number, nonzero: bool) -> list[list[float]]:
+    """What `number` draws from, in groups that are equally likely."""
+
+    def kept(values: Iterable[float]) -> list[float]:
+        return [float(x) for x in values if x in declared and not (nonzero and x == 0)]
+
+    default = declared.default if math.isfinite(declared.default) else 0.0
+    scale = kept([0.0, *(10.0**-e for e in (8, 6, 4, 3, 2, 1, 10, 12))])
+    if declared.low >= 0 and 0 < default < 1e-4 and scale:
+        return [scale]
+    low = declared.low if declared.low > -math.inf else min(-1.0, 10 * default, declared.high - 1)
+    high = declared.high if declared.high < math.inf else max(1.0, 10 * default, low + 1)
     top = high - 0.001 * (high - low) if declared.below_high else high
-    grid = st.integers(0, 1000).map(lambda k: float(f"{low + (top - low) * k / 1000:.6g}"))
-    if top > 0.5 > low:
-        grid = st.sampled_from([x for x in (0.5, declared.default, top) if x in declared]) | grid
-    return grid.map(lambda x: x or top / 2) if nonzero else grid
+    rounded = (float(f"{low + (top - low) * k / 1000:.6g}") for k in range(1001))
+    grid = sorted({min(max(x, low), top) for x in rounded}, key=lambda x: (abs(x), x < 0))
+    groups = [group for group in (kept([0.5, default, top]), kept(grid)) if group]
+    if not groups:
+        raise ValueError(f"there is no number in {declared.range}" + " but 0" * nonzero)
+    return groups
 
 
 def numbers(
     spec: hyper.Spec, *, nonzero: Iterable[str] = (), **fixed: Any
 ) -> SearchStrategy[dict[str, float | tuple[float, ...]]]:
-    """A value for each of several declared hyperparameters, `fixed` ones excepted; those of `nonzero` are not 0."""
+    """A value for each of several declared hyperparameters, `fixed` ones excepted; those of `nonzero` are not 0.
+
+    Raises:
+        TypeError: not declarations, or a fixed value that is no number.
+        ValueError: a name that there is not, a fixed value out of its range, or no number in a range.
+    """
+    if not isinstance(spec, Mapping):
+        raise TypeError(f"a dict of funcopt.Number by name is needed; got {spec!r}")
+    if isinstance(nonzero, str):
+        raise TypeError(f"nonzero is {nonzero!r}; a sequence of names is needed")
     nonzero = set(nonzero)
     for name in (*nonzero, *fixed):
         if name not in spec:
             raise ValueError(f"there is no hyperparameter {name!r}; {hyper.suggest(name, spec)}")
+    hyper.validate("", {name: spec[name] for name in fixed}, fixed)
     return st.fixed_dictionaries(
         {
             name: st.just(fixed[name])
             if name in fixed
-            else number(part, nonzero=name in nonzero)
-            if isinstance(part, Number)
             else st.tuples(*(number(p, nonzero=name in nonzero) for p in part))
+            if isinstance(part, tuple)
+            else number(part, nonzero=name in nonzero)
             for name, part in spec.items()
         }
     )
@@ -281,9 +323,16 @@ def hparams(
         opt: a rule's factory, or a pure optimizer, whose own flags then count.
         flags: the flags they are for; the defaults if left out.
         **fixed: numbers that are not drawn.
+
+    Raises:
+        TypeError: no rule, or a flag or number that it does not have.
+        ValueError: a number out of its range, or numbers that go with no others.
     """
     rule = _rule(opt)
-    chosen = rule.choose(dict(flags if flags is not None else getattr(opt, "flags", {})))
+    if not isinstance(flags, Mapping | None):
+        raise TypeError(f"flags is {flags!r}; a dict of True or False by name is needed")
+    chosen = rule.choose(getattr(opt, "flags", {}) if flags is None else flags)
+    hyper.validate(rule.name, rule.hparams, fixed)
     return allowed(rule.hparams, lambda values: _fits(rule, values, chosen), fixed=fixed)
 
 
@@ -296,40 +345,70 @@ def allowed(
 ) -> SearchStrategy[dict[str, Any]]:
     """`numbers` that also fit each other.
 
-    Where a random draw would mostly not do (Nesterov's method wants no dampening), the fewest numbers with which it
-    does are held at their defaults, or away from 0.
+    Where random draws do not fit often enough (Nesterov's method wants no dampening), the fewest numbers with which
+    they do are held at their defaults, or away from 0.
 
     Raises:
         ValueError: there seems to be no set that fits.
     """
-    nonzero = list(nonzero)
+    drawn, known = _settled(spec, fits, fixed, set(nonzero))
+    return _fitting(drawn, fits, known)
+
+
+def some_allowed(spec: hyper.Spec, fits: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
+    """One set of numbers that fit each other, none of them 0 that need not be: the same at each call."""
+    return _settled(spec, fits, {}, set(spec))[1][0]
+
+
+def _settled(
+    spec: hyper.Spec, fits: Callable[[Mapping[str, Any]], bool], fixed: Mapping[str, Any], nonzero: set[str]
+) -> tuple[SearchStrategy[dict[str, Any]], list[dict[str, Any]]]:
+    """What to draw from, so that it fits often enough, and some sets that do."""
     free = [name for name in spec if name not in fixed]
     defaults = hyper.validate("", spec, {})
     for held in (names for size in range(len(free) + 1) for names in itertools.combinations(free, size)):
         for away in ([], [name for name in free if name not in held]):
             pinned = {**{name: defaults[name] for name in held}, **fixed}
-            if _mostly(spec, fits, pinned, set(nonzero) | set(away)):
-                return numbers(spec, nonzero=(set(nonzero) | set(away)) - set(pinned), **pinned).filter(fits)
+            apart = {*nonzero, *away} - set(pinned)
+            drawn = numbers(spec, nonzero=apart, **pinned)
+            if known := _known(spec, fits, pinned, apart):
+                return drawn, known
     raise ValueError(f"no numbers for {', '.join(spec)} with {dict(fixed)} are accepted")
 
 
-def _mostly(
-    spec: hyper.Spec, fits: Callable[[Mapping[str, Any]], bool], pinned: Mapping[str, Any], nonzero: set[str]
-) -> bool:
+@st.composite
+def _fitting(
+    draw: Any,
+    drawn: SearchStrategy[dict[str, Any]],
+    fits: Callable[[Mapping[str, Any]], bool],
+    known: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What is drawn if it fits, at the third try one of the known: nothing is filtered out."""
+    for _ in range(3):
+        values: dict[str, Any] = draw(drawn)
+        if fits(values):
+            return values
+    return dict(known[draw(st.integers(0, len(known) - 1))])
+
+
+def _known(
+    spec: hyper.Spec, fits: Callable[[Mapping[str, Any]], bool], pinned: Mapping[str, Any], nonzero: Collection[str]
+) -> list[dict[str, Any]]:
+    """Those that fit of a hundred sets as `numbers` draws them; none if they are fewer than forty."""
     chance = random.Random(0)
 
     def value(name: str, part: Number | hyper.Several) -> Any:
-        if not isinstance(part, Number):
+        if isinstance(part, tuple):
             return tuple(value(name, p) for p in part)
-        if part.default != 0 and chance.random() < 0.5:
-            return part.default
-        if name not in nonzero and chance.random() < 0.1 and part.low > -math.inf:
-            return part.low
-        low = max(part.low, -1.0)
-        return low + (min(part.high, low + 1.0) - low) * chance.uniform(0.01, 0.9)
+        return chance.choice(chance.choice(_values(part, name in nonzero)))
 
-    draws = [{n: pinned[n] if n in pinned else value(n, part) for n, part in spec.items()} for _ in range(40)]
-    return sum(map(fits, draws)) >= 36
+    found: list[dict[str, Any]] = []
+    for count in range(100):
+        if count >= 10 and not found:
+            break
+        values = {n: pinned[n] if n in pinned else value(n, part) for n, part in spec.items()}
+        found += [values] if fits(values) else []
+    return found if len(found) >= 40 else []
 
 
 def _rule(opt: Factory | PureOptimizer | Rule) -> Rule:
@@ -347,26 +426,26 @@ def _fits(rule: Rule, values: Mapping[str, Any], chosen: Mapping[str, bool]) -> 
 
 
 def schedules(*, max_peak: float = 1.0, max_steps: int = 10) -> SearchStrategy[Schedule]:
-    """Schedules of a number between 0 and `max_peak`: constant, linear, cosine, exponential or step, with warmup."""
-    if not 0 < max_peak < math.inf or max_steps < 1:
-        raise ValueError(
-            f"max_peak is {max_peak!r} and max_steps {max_steps!r}; a finite number above 0 and at least 1 are needed"
-        )
+    """Schedules of a number between 0 and `max_peak`, for every one of `DECAYS`, with warmup or without."""
+    if not isinstance(max_peak, int | float) or not 0 < max_peak < math.inf:
+        raise ValueError(f"max_peak is {max_peak!r}; a finite number above 0 is needed")
+    _check_least("max_steps", max_steps, 1)
     return st.builds(
         Schedule,
         peak=st.integers(1, 100).map(lambda k: max_peak * k / 100),
-        warmup=st.integers(0, max(0, max_steps - 1)),
+        warmup=st.integers(0, max_steps - 1),
         steps=st.integers(1, max_steps),
-        decay=st.sampled_from(["constant", "linear", "cosine", "exponential", "step"]),
+        decay=st.sampled_from(DECAYS),
     )
 
 
 def problems(
-    kinds: Sequence[str] = ("linear", "logistic", "relu"), *, max_steps: int = 5, dtype: torch.dtype = torch.float64
+    kinds: Sequence[str] = MODELS, *, max_steps: int = 5, dtype: torch.dtype = torch.float64
 ) -> SearchStrategy[Problem]:
     """Small models with data, of 1 to 3 features and 1 to 4 examples a batch."""
-    _check_choice("kinds", kinds, ("linear", "logistic", "relu"))
-    _check_bounds("steps", 1, max_steps)
+    _check_choice("kinds", kinds, MODELS)
+    _check_least("max_steps", max_steps, 1)
+    _check_dtype("dtype", dtype)
     return st.builds(
         Problem,
         kind=st.sampled_from(list(kinds)),
@@ -381,13 +460,29 @@ def problems(
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
+def _check_least(what: str, given: int, least: int) -> None:
+    if not isinstance(given, int) or given < least:
+        raise ValueError(f"{what} is {given!r}; an int of at least {least} is needed")
+
+
+def _check_dtype(what: str, given: torch.dtype) -> None:
+    if given not in DTYPES:
+        raise ValueError(f"{what} is {given!r}; one of {', '.join(map(str, DTYPES))} is needed")
+
+
+def _checked_shape(given: Shape) -> Shape:
+    if not isinstance(given, Sequence) or not all(isinstance(n, int) and n >= 0 for n in given):
+        raise ValueError(f"shape is {given!r}; a tuple of ints of at least 0 is needed, or a strategy of such")
+    return tuple(given)
+
+
 def _check_bounds(what: str, low: int, high: int) -> None:
     if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high):
         raise ValueError(f"min_{what} is {low!r} and max_{what} {high!r}; 0 <= min_{what} <= max_{what} is needed")
 
 
 def _check_choice(what: str, given: Sequence[str], known: Sequence[str]) -> None:
-    if isinstance(given, str) or not given:
+    if isinstance(given, str) or not isinstance(given, Collection) or not given:
         raise ValueError(f"{what} is {given!r}; a sequence of some of {', '.join(known)} is needed")
     for name in given:
         if name not in known:

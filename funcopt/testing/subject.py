@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from hypothesis.strategies import SearchStrategy
 
-from funcopt import hyper
+from funcopt import backends, hyper
 from funcopt.core import PureOptimizer
 from funcopt.declaration import Rule
 from funcopt.testing.class_form import ClassSubject, copied
@@ -48,6 +48,8 @@ def subject_of(
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; {hyper.suggest(kind, KINDS)}")
+    if backend is not None:
+        backends.check_name(backend)
     if kind != "optimizer":
         if not callable(opt):
             raise TypeError(f"a {kind} is a function; got {opt!r}")
