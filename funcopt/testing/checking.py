@@ -304,7 +304,7 @@ def law_tests(
 
 def _plain_step(subject: Subject) -> None:
     shapes = subject.shapes
-    size = hypothesis.find(shapes, all) if shapes else (2, 3)
+    size = (2, 3) if shapes is None else hypothesis.find(shapes, all)
     p = torch.ones(size, dtype=torch.float64)
     try:
         subject.run(Case([p], [[subject.gradient(p)]], subject.some_numbers()))

@@ -1,6 +1,7 @@
 """What a law is: a named assertion about an optimizer, whom it concerns, and what it is tried on."""
 
 import contextlib
+import functools
 import inspect
 import itertools
 import textwrap
@@ -142,7 +143,12 @@ class Law:
         for flags in _combinations(subject.choices, held):
             with contextlib.suppress(ValueError):  # no numbers go with these flags
                 numbers[flags] = subject.draw_numbers(dict(flags), tried.numbers, tried.nonzero)
-        return _cases(subject, tried, numbers)
+        shapes = subject.shapes
+        if shapes is None:
+            shapes = strategies.shapes(
+                min_dims=tried.min_dims, max_dims=tried.max_dims, min_side=tried.min_side, max_side=tried.max_side
+            )
+        return _cases(subject, tried, shapes, numbers)
 
 
 def _combinations(choices: Sequence[str], held: Mapping[str, bool]) -> Iterator[tuple[tuple[str, bool], ...]]:
@@ -156,29 +162,33 @@ def _cases(
     draw: Any,
     subject: AnySubject,
     tried: Tried,
+    shapes: SearchStrategy[tuple[int, ...]],
     numbers: Mapping[tuple[tuple[str, bool], ...], SearchStrategy[dict[str, Any]]],
 ) -> Case:
     flags = draw(st.sampled_from(list(numbers)))
     dtype = draw(st.sampled_from(list(tried.dtypes)))
-    shape = subject.shapes or strategies.shapes(
-        min_dims=tried.min_dims, max_dims=tried.max_dims, min_side=tried.min_side, max_side=tried.max_side
-    )
-    size = draw(st.integers(*tried.leaves))
     layouts = st.sampled_from(list(tried.layouts))
-    params = [
-        draw(strategies.tensors(shape, dtype, include=tried.params, layouts=(draw(layouts),))) for _ in range(size)
-    ]
-    each = [
-        strategies.tensors(tuple(p.shape), dtype, include=tried.grads, layouts=(draw(layouts),)).map(subject.gradient)
-        for p in params
-    ]
-    if tried.missing:
-        each = [st.one_of(g, st.none()) for g in each]
+    params, each = [], []
+    for _ in range(draw(st.integers(*tried.leaves))):
+        shape = draw(shapes)
+        params.append(draw(_tensors(shape, dtype, tuple(tried.params), draw(layouts))))
+        each.append(_tensors(shape, dtype, tuple(tried.grads), draw(layouts)))
+
+    def gradient(strategy: SearchStrategy[Tensor]) -> Tensor | None:
+        return None if tried.missing and draw(st.booleans()) else subject.gradient(draw(strategy))
+
     steps = draw(st.integers(*tried.steps))
-    one = st.tuples(*each).map(list)
-    grads = [draw(one)] * steps if tried.constant else [draw(one) for _ in range(steps)]
+    grads = [[gradient(strategy) for strategy in each] for _ in range(1 if tried.constant else steps)]
+    grads = grads * steps if tried.constant else grads
     more = {name: draw(strategy) for name, strategy in tried.more.items()}
     return Case(params, grads, draw(numbers[flags]), dict(flags), more)
+
+
+@functools.lru_cache(maxsize=4096)
+def _tensors(
+    shape: tuple[int, ...], dtype: torch.dtype, include: tuple[str, ...], layout: str
+) -> SearchStrategy[Tensor]:
+    return strategies.tensors(shape, dtype, include=include, layouts=(layout,))
 
 
 def law(tried: Tried | None = None, **fields: Any) -> Callable[[Check], Law]:
