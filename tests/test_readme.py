@@ -1,5 +1,6 @@
 """Every Python block of the README runs, and prints what the README says it prints."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,11 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"```python\n((?:(?!```).)*)```\n\n```text\n(.*?)```", README, re.DOTALL)
+FILES = re.findall(r"```python\n# (\w+\.py)\n(.*?)```\n\n```sh\n(.*?)\n```\n\n```text\n(.*?)```", README, re.DOTALL)
 
 
 def test_every_python_block_has_its_output_below():
-    assert len(BLOCKS) == README.count("```python") > 0
+    assert BLOCKS
+    assert FILES
+    assert len(BLOCKS) + len(FILES) == README.count("```python")
 
 
 @pytest.mark.parametrize(("code", "output"), BLOCKS, ids=range(len(BLOCKS)))
@@ -22,6 +26,16 @@ def test_block(code, output, tmp_path):
     script.write_text(code)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip() == output.rstrip()
+
+
+@pytest.mark.parametrize(("name", "code", "command", "output"), FILES, ids=[name for name, *_ in FILES])
+def test_file_and_command(name, code, command, output, tmp_path):
+    (tmp_path / name).write_text(code)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = str(ROOT)  # for a checkout that is not installed
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert not done.stderr
     assert done.stdout.rstrip() == output.rstrip()
 
 
