@@ -3,6 +3,7 @@
 from funcopt.testing.law import BrokenLawError, Law
 from funcopt.testing.laws.backends import (
     compile_agrees,
+    compiled_step,
     differentiated_values,
     donation,
     follows_float64,
@@ -95,6 +96,7 @@ __all__ = [
     "clip_is_idempotent",
     "clip_is_identity_below",
     "compile_agrees",
+    "compiled_step",
     "concatenation",
     "constant_gradient",
     "coupled_weight_decay",

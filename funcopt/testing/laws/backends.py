@@ -1,5 +1,8 @@
 """Laws of execution: every way to run a rule gives what its equation gives in float64, to derived tolerances."""
 
+import types
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,7 +15,7 @@ from funcopt.testing.strategies import DTYPES
 from funcopt.testing.subject import PureSubject, Run, copied
 
 # Shapes at which an implementation in blocks goes wrong: single elements, tails, more than one block.
-sizes = st.sampled_from([(), (0,), (1,), (2, 3), (17,), (3, 0), (5, 7), (1030,)])
+sizes = st.sampled_from([(), (0,), (1,), (2, 3), (17,), (3, 0), (5, 7), (1030,), (70_001,)])
 HALF = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
@@ -146,3 +149,38 @@ def differentiated_values(subject: PureSubject, case: Case) -> None:
     """Asking for a derivative changes no value, bit for bit."""
     wanted = case.mapped(lambda p: p.clone().requires_grad_(), lambda g: g.clone().requires_grad_())
     same_runs(subject.run(wanted), subject.run(case), "a differentiated run")
+
+
+@law(
+    Tried(
+        params=("unit",), grads=("unit",), leaves=(1, 1), max_dims=1, min_side=1, steps=(2, 2), nonzero=("eps", "lr")
+    ),
+    of="pure",
+    cost=32,
+)
+def compiled_step(subject: PureSubject, case: Case) -> None:
+    """A step compiled by torch.compile, and derivatives in lr through two of them, are those of the eager one."""
+    opt = subject.optimizer(case)
+    numbers = opt.hparams(**case.numbers)
+
+    def step(params: list[Tensor], grads: list[Tensor], state: Any, hparams: Any) -> Any:
+        return opt(params, grads, state, hparams)
+
+    # Dynamo counts recompilations by code object: a copy of its own for each case.
+    own = types.FunctionType(step.__code__.replace(), globals(), "step", closure=step.__closure__)
+    compiled = torch.compile(own, backend="aot_eager", fullgraph=True, dynamic=False)
+
+    def after(step: Any) -> tuple[Tensor, Tensor]:
+        lr = torch.tensor(case.numbers.get("lr", 1.0), dtype=torch.float64, requires_grad=True)
+        params, state = list(case.params), opt.init(list(case.params), numbers)
+        for grads in case.grads:
+            scaled = [g * (1 + 0.1 * p) for g, p in zip(grads, params, strict=True)]  # type: ignore[operator]
+            params, state = step(params, scaled, state, {**numbers, "lr": lr} if subject.has("lr") else numbers)
+        end = params[0]
+        slope = torch.autograd.grad(end.sum(), lr)[0] if end.requires_grad else torch.zeros(())
+        return end, slope
+
+    (got, slope), (want, reference) = after(compiled), after(opt)
+    size = 1e3 * _condition(case) * rounding(torch.float64, 2)  # 1/(1-β), for betas to 0.999
+    near(got, want, size * (want.abs() + (want - case.params[0]).abs()), "params[0], compiled")
+    near(slope, reference, size * (1 + reference.abs()), "the derivative in lr, compiled")

@@ -269,7 +269,9 @@ def vmap_is_loop(subject: PureSubject, case: Case) -> None:
             near(batched[leaf][i], alone.params[-1][leaf], allowed, f"params[{leaf}] of run {i} of a batch")
 
 
-PASSES = ("saved", "copied", "wider")
+# A run saved and loaded, copied, or moved to another dtype, or to a device that is there, and back.
+MOVES = {"wider": Tensor.double, **({"to a device": Tensor.cuda} if torch.cuda.is_available() else {})}
+PASSES = ("saved", "copied", *MOVES)
 
 
 @law(
@@ -282,7 +284,7 @@ PASSES = ("saved", "copied", "wider")
     cost=2,
 )
 def resume(subject: Subject, case: Case) -> None:
-    """A run interrupted at any step, saved, copied or moved to a wider dtype and back, goes on to the same bits."""
+    """A run saved, copied, or moved to another dtype or device and back, at any step, goes on to the same bits."""
     k, how = case.more["at"] % (len(case.grads) + 1), case.more["through"]
     if how == "wider" and case.params[0].dtype == torch.float64:
         how = "saved"
@@ -301,9 +303,9 @@ def _resumed_pure(subject: PureSubject, case: Case, k: int, how: str) -> list[Te
     params, state = list(case.params), opt.init(list(case.params), hparams)
     for t in range(len(case.grads) + 1):
         if t == k:
-            if how == "wider":
-                wide = tree.map(lambda x: x.double(), (params, state))
-                params, state = tree.map(lambda x, old: x.to(old.dtype), wide, (params, state))
+            if how in MOVES:
+                away = tree.map(MOVES[how], (params, state))
+                params, state = tree.map(lambda x, old: x.to(old), away, (params, state))
             else:
                 params, state = _reloaded((params, state), how)  # type: ignore[misc]
         if t < len(case.grads):
@@ -316,9 +318,8 @@ def _resumed_class(subject: ClassSubject, case: Case, k: int, how: str) -> list[
     opt = subject.make(params, case)
     for t in range(len(case.grads) + 1):
         if t == k:
-            if how == "wider":
-                wide = [torch.nn.Parameter(p.detach().double()) for p in params]
-                between = subject.make(wide, case)
+            if how in MOVES:
+                between = subject.make([torch.nn.Parameter(MOVES[how](p.detach())) for p in params], case)
                 between.load_state_dict(opt.state_dict())
                 saved = between.state_dict()
             else:
