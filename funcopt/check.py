@@ -5,6 +5,7 @@ import ast
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernel runs in the interpreter; read when it is imported
+    # Hypothesis keeps notes on the modules that it meets: not in the folder where somebody runs this.
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "funcopt-check"))
     try:
         return _list_laws() if options.list else _check(options)
     except _CannotRunError as reason:

@@ -97,6 +97,9 @@ class Law:
     backend: str | None = None
     cost: int = 1
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.equation)
+
     def __repr__(self) -> str:
         return f"<law {self.name}: {self.equation.splitlines()[0]}>"
 

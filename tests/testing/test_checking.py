@@ -57,6 +57,11 @@ def test_the_program_shows_the_failure_again(opt, name, kind, tmp_path):
     assert f"BrokenLawError: {verdict.counterexample.message}" in done.stderr
 
 
+def test_a_law_is_documented_by_what_it_says():
+    assert laws.oddness.__doc__ == laws.oddness.equation
+    assert all(law.name == name and law.equation.endswith(".") for name, law in laws.LAWS.items())
+
+
 def test_the_same_seed_finds_the_same():
     first, second = (check_laws(buggy.uncorrected, laws=["oddness", "step_bound"], seed=3) for _ in range(2))
     assert str(first) == str(second)
