@@ -272,7 +272,7 @@ def _values(declared: Number, nonzero: bool) -> list[list[float]]:
     high = declared.high if declared.high < math.inf else max(1.0, 10 * default, low + 1)
     top = high - 0.001 * (high - low) if declared.below_high else high
     rounded = (float(f"{low + (top - low) * k / 1000:.6g}") for k in range(1001))
-    grid = sorted({min(max(x, low), top) for x in rounded}, key=lambda x: (abs(x), x < 0))
+    grid = sorted({0.0, *(min(max(x, low), top) for x in rounded)}, key=lambda x: (abs(x), x < 0))
     groups = [group for group in (kept([0.5, default, top]), kept(grid)) if group]
     if not groups:
         raise ValueError(f"there is no number in {declared.range}" + " but 0" * nonzero)
