@@ -2,6 +2,7 @@
 
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -387,7 +388,9 @@ def _search(
 
 def _failure(subject: AnySubject, law: Law, case: Case) -> str | None:
     try:
-        law.holds(subject, case)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="triton")  # its interpreter has NumPy warn of every NaN
+            law.holds(subject, case)
     except BrokenLawError as broken:
         return str(broken)
     except Exception as error:
