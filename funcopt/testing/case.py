@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Case", "code"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Case:
     """What an optimizer is run on: parameters, one list of gradients for each step, numbers, flags.
 

@@ -163,4 +163,5 @@ def importing(module: str, name: str, is_it: Callable[[Any], bool]) -> tuple[str
     except AttributeError:
         pass
     short = name.rpartition(".")[-1]
+    short = short if short.isidentifier() else "opt"
     return f"{short} = ...  # the optimizer under test, from {module}", short

@@ -31,6 +31,7 @@ __all__ = [
     "gradient_sequences",
     "gradients",
     "hparams",
+    "laid_out",
     "number",
     "numbers",
     "params",
@@ -310,8 +311,11 @@ def numbers(
 
 
 def flags(opt: Factory | PureOptimizer | Rule) -> SearchStrategy[dict[str, bool]]:
-    """Choices for every flag of a rule."""
-    return st.fixed_dictionaries({flag: st.booleans() for flag in _rule(opt).flags})
+    """Choices for every flag of a rule; a pure optimizer's are chosen already."""
+    chosen = opt.flags if isinstance(opt, PureOptimizer) else {}
+    return st.fixed_dictionaries(
+        {flag: st.just(chosen[flag]) if flag in chosen else st.booleans() for flag in _rule(opt).flags}
+    )
 
 
 def hparams(

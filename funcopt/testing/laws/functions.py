@@ -73,9 +73,11 @@ AT_A_STEP = Tried(steps=(1, 1), leaves=(1, 1), max_dims=0, more={"step": strateg
 @law(AT_A_STEP, of="schedule")
 def schedule_values(subject: FunctionSubject, case: Case) -> None:
     """A schedule is finite and not negative at every step, and nowhere above its peak, where it names one."""
-    value, peak = float(subject.function(case.more["step"])), subject.says.get("peak", math.inf)
-    if not 0 <= value <= peak * (1 + rounding(torch.float64, 1)) or not math.isfinite(value):
-        raise BrokenLawError(f"it is {value!r} at step {case.more['step']}; the law says 0 to {peak}")
+    peak = subject.says.get("peak", math.inf)
+    for step in (case.more["step"], subject.says.get("warmup", 0)):
+        value = float(subject.function(step))
+        if not 0 <= value <= peak * (1 + rounding(torch.float64, 1)) or not math.isfinite(value):
+            raise BrokenLawError(f"it is {value!r} at step {step}; the law says 0 to {peak}")
 
 
 @law(AT_A_STEP, of="schedule")
