@@ -14,7 +14,7 @@ from torch import Tensor
 
 from funcopt import hyper
 from funcopt.hyper import Number, fraction, nonnegative
-from funcopt.testing import strategies
+from funcopt.testing import ranges
 from funcopt.testing.case import Case
 from funcopt.testing.pure_form import Run, importing, refusal
 
@@ -127,7 +127,7 @@ class ClassSubject:
         self, flags: Mapping[str, bool], numbers: Mapping[str, Any], nonzero: Sequence[str] = ()
     ) -> SearchStrategy[dict[str, Any]]:
         """Numbers for a choice of flags: some held at a value, some not 0, where it has them."""
-        return strategies.allowed(
+        return ranges.allowed(
             self.spec,
             lambda values: self.accepts(values, flags),
             fixed={name: value for name, value in numbers.items() if name in self.spec},
@@ -144,7 +144,7 @@ class ClassSubject:
 
     def some_numbers(self) -> dict[str, Any]:
         """Numbers that it takes with its flags as they are."""
-        return strategies.some_allowed(self.spec, lambda values: self.accepts(values, {}))
+        return ranges.some_allowed(self.spec, lambda values: self.accepts(values, {}))
 
     def flags(self, drawn: Mapping[str, bool]) -> dict[str, bool]:
         """All flags of a case."""

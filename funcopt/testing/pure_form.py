@@ -12,7 +12,7 @@ from torch import Tensor
 from funcopt import hyper
 from funcopt.core import PureOptimizer, pure
 from funcopt.declaration import Rule
-from funcopt.testing import strategies
+from funcopt.testing import ranges
 from funcopt.testing.case import Case
 
 __all__ = ["PureSubject", "Run", "importing", "refusal"]
@@ -91,7 +91,7 @@ class PureSubject:
         """Numbers for a choice of flags: some held at a value, some not 0, where it has them."""
         chosen = self.flags(flags)
         check = self.rule.check
-        return strategies.allowed(
+        return ranges.allowed(
             self.spec,
             lambda values: check is None or check(values, chosen) is None,
             fixed={name: value for name, value in numbers.items() if name in self.spec},
@@ -101,7 +101,7 @@ class PureSubject:
     def some_numbers(self) -> dict[str, Any]:
         """Numbers that it takes with its flags as they are."""
         check, chosen = self.rule.check, self.flags({})
-        return strategies.some_allowed(self.spec, lambda values: check is None or check(values, chosen) is None)
+        return ranges.some_allowed(self.spec, lambda values: check is None or check(values, chosen) is None)
 
     def flags(self, drawn: Mapping[str, bool]) -> dict[str, bool]:
         """All flags of a case."""

@@ -14,7 +14,7 @@ from hypothesis.statistics import collector
 import funcopt
 from funcopt import Number, fraction, nonnegative, tree
 from funcopt.rules import RULES
-from funcopt.testing import Problem, Schedule
+from funcopt.testing import Problem, Schedule, ranges
 from funcopt.testing import strategies as s
 from funcopt.testing.case import code
 from funcopt.testing.problems import DECAYS, MODELS
@@ -647,7 +647,7 @@ def test_what_a_check_refuses_is_never_handed_out():
     def fits(h):
         return h["low"] < h["high"] and h["pull"] < h["three"][2]
 
-    every(s.allowed(SPEC, fits, fixed={}), fits, MANY)
+    every(ranges.allowed(SPEC, fits, fixed={}), fits, MANY)
 
 
 # ---- what is shrunk to ----------------------------------------------------------------------------------------------
