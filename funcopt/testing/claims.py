@@ -36,6 +36,7 @@ class Claims:
             "decoupled": (self.decoupled is not False, "weight decay is in the gradient (L2)"),
             "coupled": (self.decoupled is not True, "weight decay is decoupled"),
             "differentiable": (self.differentiable, "no derivative goes through a step"),
+            "shows_nonfinite": (not self.skips_nonfinite, "it claims to skip a step that is not finite"),
             "skips_nonfinite": (self.skips_nonfinite, "it does not claim to skip a step that is not finite"),
         }
         holds, reason = kinds[claim]

@@ -178,6 +178,12 @@ class ClassSubject:
         given = inspect.signature(self.cls.step).parameters.get("closure")  # type: ignore[attr-defined]
         return given is not None and given.default is given.empty
 
+    @cached_property
+    def takes_closure(self) -> bool:
+        """Whether `step` takes a closure that it may go without."""
+        given = inspect.signature(self.cls.step).parameters.get("closure")  # type: ignore[attr-defined]
+        return given is not None and given.default is not given.empty
+
     def run(self, case: Case, groups: Sequence[Mapping[str, Any]] | None = None) -> Run:
         """Run it on a case; with `groups` each parameter is a group of its own with these numbers."""
         params = [torch.nn.Parameter(copied(p)) for p in case.params]

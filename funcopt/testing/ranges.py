@@ -55,7 +55,8 @@ def _values(declared: Number, nonzero: bool) -> list[list[float]]:
     top = high - 0.001 * (high - low) if declared.below_high else high
     rounded = (float(f"{low + (top - low) * k / 1000:.6g}") for k in range(1001))
     grid = sorted({0.0, *(min(max(x, low), top) for x in rounded)}, key=lambda x: (abs(x), x < 0))
-    groups = [group for group in (kept([0.5, default, top]), kept(grid)) if group]
+    off = kept([0.0]) if default == 0 else []  # what is off by default is off in many a case: code asks whether it is
+    groups = [group for group in (kept([0.5, default, top]), kept(grid), off) if group]
     if not groups:
         raise ValueError(f"there is no number in {declared.range}" + " but 0" * nonzero)
     return groups
@@ -189,7 +190,7 @@ def _known(
 
     found: list[dict[str, Any]] = []
     for count in range(100):
-        if count >= 10 and not found:
+        if len(found) >= 40 or (count >= 10 and not found):
             break
         values = {n: pinned[n] if n in pinned else value(n, part) for n, part in spec.items()}
         found += [values] if fits(values) else []

@@ -59,7 +59,10 @@ def shapes(*, min_dims: int = 0, max_dims: int = 2, min_side: int = 0, max_side:
     """
     _check_bounds("dims", min_dims, max_dims)
     _check_bounds("side", min_side, max_side)
-    return st.lists(st.integers(min_side, max_side), min_size=min_dims, max_size=max_dims).map(tuple)
+    side = st.integers(min_side, max_side)
+    if min_side == 0 < max_side:  # fewer empty tensors, which show little
+        side = st.one_of(st.integers(1, max_side), st.integers(1, max_side), side)
+    return st.lists(side, min_size=min_dims, max_size=max_dims).map(tuple)
 
 
 def elements(

@@ -11,23 +11,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from funcopt.adapter import Adapter
+from funcopt.testing import strategies
 from funcopt.testing.case import Case
-from funcopt.testing.law import Tried, law, near, rounding, same, scale_of
+from funcopt.testing.law import BrokenLawError, Tried, law, near, rounding, same, scale_of
+from funcopt.testing.strategies import DTYPES
 from funcopt.testing.subject import ClassSubject, PureSubject, Subject, copied
 
 leaf = st.integers(0, 3)
 actions = st.lists(
     st.one_of(
         st.just(("step",)),
+        st.just(("step",)),
         st.tuples(st.just("lr"), st.sampled_from([0.5, 0.03125])),
         st.just(("add",)),
-        st.tuples(st.just("freeze"), leaf),
-        st.tuples(st.just("unfreeze"), leaf),
-        st.sampled_from([("reload",), ("deepcopy",), ("pickle",)]),
+        st.tuples(st.sampled_from(["freeze", "unfreeze"]), leaf),
+        st.just(("reload",)),
+        st.sampled_from([("deepcopy",), ("pickle",)]),
     ),
-    min_size=1,
-    max_size=9,
-)
+    min_size=3,
+    max_size=12,
+).map(lambda drawn: [*drawn, ("step",)])
 
 
 @law(Tried(leaves=(1, 3), steps=(1, 5), more={"actions": actions}), needs=("lr",), of="class", cost=2)
@@ -95,6 +98,75 @@ def _importable(cls: type) -> bool:
     for part in cls.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is cls
+
+
+@law(Tried(missing=True), of="class")
+def closures(subject: ClassSubject, case: Case) -> None:
+    """step(closure) calls it once, with gradients enabled, steps on what it leaves, and returns its loss."""
+    if not subject.takes_closure:  # none, or as often as it likes
+        return
+    params = [torch.nn.Parameter(copied(p)) for p in case.params]
+    opt, want = subject.make(params, case), subject.run(case)
+    for t, grads in enumerate(case.grads):
+        loss, enabled = torch.tensor(float(t)), list[bool]()
+
+        def closure(grads: Any = grads, loss: Tensor = loss, enabled: list[bool] = enabled) -> Tensor:
+            enabled.append(torch.is_grad_enabled())
+            for p, g in zip(params, grads, strict=True):
+                p.grad = None if g is None else copied(g)
+            return loss
+
+        with torch.enable_grad():
+            returned = opt.step(closure)
+        if enabled != [True]:
+            raise BrokenLawError(f"step(closure) calls it {len(enabled)} times, with gradients enabled: {enabled}")
+        if returned is not loss:
+            raise BrokenLawError(f"step(closure) returns {returned!r}; the closure returns {loss!r}")
+        for leaf, p in enumerate(params):
+            same(p.detach(), want.params[t + 1][leaf], f"params[{leaf}] after step {t + 1}, with a closure")
+
+
+@law(Tried(missing=True, dtypes=DTYPES), of="class")
+def saved_is_loaded(subject: ClassSubject, case: Case) -> None:
+    """What is loaded is what was saved: an object with other numbers has this state_dict after load_state_dict."""
+    params = [torch.nn.Parameter(copied(p)) for p in case.params]
+    opt = subject.make(params, case)
+    for grads in case.grads:
+        subject.step(opt, params, [None if g is None else copied(g) for g in grads])
+    saved = opt.state_dict()
+    other = subject.make([torch.nn.Parameter(copied(p)) for p in case.params], Case([], [], subject.some_numbers()))
+    other.load_state_dict(copy.deepcopy(saved))
+    _same_tree(other.state_dict(), saved, "the state_dict")
+
+
+def _same_tree(got: Any, want: Any, what: str) -> None:
+    if isinstance(want, dict | list | tuple):
+        same(type(got), type(want), f"the type of {what}")
+        keys, others = (list(x) if isinstance(x, dict) else list(range(len(x))) for x in (want, got))
+        same(others, keys, f"what is in {what}")
+        for key in keys:
+            _same_tree(got[key], want[key], f"{what}[{key!r}]")
+    else:
+        same(got, want, what)
+
+
+@law(Tried(steps=(1, 2), dtypes=DTYPES, more={"count": strategies.step_numbers(max_value=2**24 - 8)}), of="class")
+def late_counts(subject: ClassSubject, case: Case) -> None:
+    """Steps are counted to 2²⁴ at the least: loaded with any count below, `step` is one more after one more step."""
+    params = [torch.nn.Parameter(copied(p)) for p in case.params]
+    opt, count = subject.make(params, case), case.more["count"]
+    subject.step(opt, params, [None if g is None else copied(g) for g in case.grads[0]])
+    saved = opt.state_dict()
+    for own in saved["state"].values():
+        if "step" in own:
+            own["step"] = own["step"] * 0 + count
+    opt.load_state_dict(saved)
+    for t, grads in enumerate(case.grads, 1):
+        subject.step(opt, params, [None if g is None else copied(g) for g in grads])
+        for leaf, p in enumerate(params):
+            got = float(opt.state[p].get("step", count + t) if p in opt.state else count + t)
+            if got != count + t:
+                raise BrokenLawError(f"the step count of params[{leaf}] is {got:.17g}, {t} steps on from {count}")
 
 
 @law(Tried(params=("unit",), grads=("unit",), steps=(1, 5), missing=True), claim="reference")

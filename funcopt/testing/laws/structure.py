@@ -72,6 +72,42 @@ def _dense(g: Tensor) -> Tensor:
     return g._values() if g.is_sparse else g
 
 
+@law(Tried(missing=True), of="class")
+def in_place(subject: ClassSubject, case: Case) -> None:
+    """A step writes p where it lies, and p.grad stays the tensor that was given: who holds a view of either sees it."""
+    params = [torch.nn.Parameter(copied(p)) for p in case.params]
+    opt = subject.make(params, case)
+    places = [(p.data_ptr(), p.stride()) for p in params]
+    for t, grads in enumerate(case.grads):
+        own = [None if g is None else copied(g) for g in grads]
+        subject.step(opt, params, own)
+        for leaf, p in enumerate(params):
+            if (p.data_ptr(), p.stride()) != places[leaf]:
+                raise BrokenLawError(f"params[{leaf}] lies elsewhere after step {t + 1}")
+            if p.grad is not own[leaf]:
+                raise BrokenLawError(f"the grad of params[{leaf}] is another tensor, or none, after step {t + 1}")
+
+
+@law(Tried(missing=True, more={"seed": st.integers(10**6, 10**9)}))
+def surroundings(subject: Subject, case: Case) -> None:
+    """Steps leave what is around them as it is: torch's random numbers, whether gradients are on, the default dtype."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(case.more["seed"])
+        before = _surroundings()
+        subject.run(case)
+        after = _surroundings()
+    for name, value in after.items():
+        same(value, before[name], f"{name} after the run")
+
+
+def _surroundings() -> dict[str, object]:
+    return {
+        "the state of torch's random numbers": torch.get_rng_state(),
+        "whether gradients are enabled": torch.is_grad_enabled(),
+        "the default dtype": torch.get_default_dtype(),
+    }
+
+
 @law(Tried(missing=True))
 def repeatable(subject: Subject, case: Case) -> None:
     """The same run twice gives the same bits, whatever has been run before."""
@@ -169,6 +205,25 @@ def concatenation(subject: Subject, case: Case) -> None:
     other = subject.run(flat)
     for t, ps in enumerate(run.params):
         same(other.params[t][0], torch.cat([p.flatten() for p in ps]), f"all parameters as one, after step {t}")
+
+
+@law(
+    Tried(more={"at": at}, nonzero=("eps", "lr")),
+    families=("sgd", "adam", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop"),
+    claim="shows_nonfinite",
+)
+def nan_shows(subject: Subject, case: Case) -> None:
+    """A NaN gradient is not hidden: from then on its element of p is NaN."""
+    leaf = case.more["at"] % len(case.params)
+    size = case.params[leaf].numel()
+    if size == 0:
+        return
+    element = case.more["at"] % size
+    spoilt = case.grads[0][leaf].clone().flatten()  # type: ignore[union-attr]
+    spoilt[element] = torch.nan
+    first = [*case.grads[0][:leaf], spoilt.view(case.params[leaf].shape), *case.grads[0][leaf + 1 :]]
+    end = subject.run(case.but(grads=[first, *case.grads[1:]])).params[-1][leaf].flatten()[element]
+    same(end, torch.full_like(end, torch.nan), f"element {element} of params[{leaf}]")
 
 
 @law(Tried(more={"at": at, "bad": st.sampled_from([torch.nan, torch.inf, -torch.inf])}), claim="elementwise")
@@ -276,7 +331,7 @@ PASSES = ("saved", "copied", *MOVES)
 
 @law(
     Tried(
-        steps=(1, 5),
+        steps=(3, 5),
         missing=True,
         dtypes=(torch.float64, torch.float32, torch.bfloat16),
         more={"at": at, "through": st.sampled_from(PASSES)},

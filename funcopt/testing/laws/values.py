@@ -251,38 +251,40 @@ def momentum_average(subject: Subject, case: Case) -> None:
 
 # ---- others ---------------------------------------------------------------------------------------------------------
 
-PLAIN = {**NO_DECAY, "eps": 0.0, "lr_decay": 0.0, "initial_accumulator_value": 0.0, "momentum": 0.0}
+PLAIN = {**NO_DECAY, "lr_decay": 0.0, "initial_accumulator_value": 0.0, "momentum": 0.0}
 
 
-def _constant(subject: Subject, case: Case, weights: list[float]) -> None:
-    run = subject.run(case)
+def _constant(subject: Subject, case: Case, sizes: list[float]) -> None:
+    """On a constant gradient a step is -lr·g/(|g|·s_t + eps), where s_t is what √v comes to for g = 1."""
+    numbers, run = case.numbers, subject.run(case)
     for leaf, g in enumerate(case.grads[0]):
+        assert g is not None
+        steps = [numbers["lr"] * g / (g.abs() * size + numbers.get("eps", 0.0)) for size in sizes]
         for t, ps in enumerate(run.params):
-            total = case.numbers["lr"] * sum(weights[:t]) * sign_of(subject, case)
-            want = case.params[leaf] - total * g.sign()  # type: ignore[union-attr]
+            want = case.params[leaf] - sign_of(subject, case) * sum(steps[:t], torch.zeros_like(g))
             allowed = 1e3 * rounding(want.dtype, t) * scale_of(run)[leaf]  # 1e3: α to 0.999
             near(ps[leaf], want, allowed, f"params[{leaf}] after step {t}")
 
 
 @law(
-    Tried(steps=(1, 6), constant=True, numbers=PLAIN, nonzero=(), grads=("moderate",)),
+    Tried(steps=(1, 6), constant=True, numbers=PLAIN, grads=("moderate",)),
     families=("adagrad",),
     needs=("lr",),
 )
 def adagrad_constant(subject: Subject, case: Case) -> None:
-    """On a constant gradient Adagrad goes -lr·sign(g)·Σ t^(-1/2), at eps = 0."""
-    _constant(subject, case, [t**-0.5 for t in range(1, len(case.grads) + 1)])
+    """On a constant gradient each Adagrad step is -lr·g/(|g|·√t + eps)."""
+    _constant(subject, case, [t**0.5 for t in range(1, len(case.grads) + 1)])
 
 
 @law(
-    Tried(steps=(1, 6), constant=True, numbers=PLAIN, nonzero=(), grads=("moderate",), flags={"centered": False}),
+    Tried(steps=(1, 6), constant=True, numbers=PLAIN, grads=("moderate",), flags={"centered": False}),
     families=("rmsprop",),
     needs=("alpha", "lr"),
 )
 def rmsprop_constant(subject: Subject, case: Case) -> None:
-    """On a constant gradient RMSprop goes -lr·sign(g)·Σ (1-αᵗ)^(-1/2), at eps = 0 and without momentum."""
+    """On a constant gradient each RMSprop step is -lr·g/(|g|·√(1-αᵗ) + eps), without momentum."""
     alpha = case.numbers["alpha"]
-    _constant(subject, case, [correction(alpha, t) ** -0.5 for t in range(1, len(case.grads) + 1)])
+    _constant(subject, case, [correction(alpha, t) ** 0.5 for t in range(1, len(case.grads) + 1)])
 
 
 @law(Tried(steps=(2, 5)), families=("adagrad", "adam"))
@@ -313,6 +315,20 @@ def sign_steps(subject: Subject, case: Case) -> None:
         want = p - sign * lr * sum((m.sign() for m in means), torch.zeros_like(p))
         allowed = rounding(p.dtype, len(means)) * scale_of(even)[leaf]
         near(torch.where(clear, even.params[-1][leaf], want), want, allowed, f"params[{leaf}]")
+
+
+@law(Tried(steps=(1, 5), numbers=NO_DECAY), families=("lion",), needs=("lr", "betas"))
+def sign_of_blend(subject: Subject, case: Case) -> None:
+    """Lion goes against the sign of β₁·m + (1-β₁)·g, where m is the average by β₂ of the gradients before."""
+    lr, (beta1, beta2), sign, run = case.numbers["lr"], case.numbers["betas"], sign_of(subject, case), subject.run(case)
+    for leaf in range(len(case.params)):
+        grads = leaf_grads(case, leaf)
+        means = [torch.zeros_like(grads[0]), *averages(grads, beta2)]
+        for t, g in enumerate(grads):
+            blend = beta1 * means[t] + (1 - beta1) * g
+            before, after = run.params[t][leaf], run.params[t + 1][leaf]
+            want = torch.where(blend.abs() > 1e-12, before - sign * lr * blend.sign(), after)
+            near(after, want, rounding(want.dtype, 1) * (before.abs() + lr), f"params[{leaf}] after step {t + 1}")
 
 
 @law(Tried(steps=(1, 7), grads=("moderate",), constant=True), families=("rprop",), needs=("lr",))
