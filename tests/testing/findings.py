@@ -759,8 +759,11 @@ OF_SUBJECT = {
     },
     ("torch.optim.Adamax", "finite_derivatives"): "second_step_raises",
     ("torch.optim.Rprop", "finite_derivatives"): "second_step_raises",
-    ("torch.optim.NAdam", "resume"): "nadam_product",
-    ("torch.optim.NAdam, foreach=True", "resume"): "nadam_product",
+    **{
+        (f"torch.optim.NAdam{way}", law): "nadam_product"
+        for way in ("", ", foreach=True")
+        for law in ("resume", "life_cycle")
+    },
     ("torch.optim.LBFGS, matrices", "descent"): "lbfgs_layout",
     ("torch.optim.LBFGS, a problem", "rotation"): "lbfgs_axes",
     ("torch.optim.Adafactor, empty parameters too", "repeatable"): "adafactor_empty",
@@ -796,6 +799,7 @@ OURS = [
     *(
         (name, "life_cycle", "after ['step']", "the reference is given the gradient that the step has overwritten")
         for name in (
+            "torch.optim.SGD, foreach=True",
             "schedulefree.AdamWScheduleFree",
             "torchopt.adamw (functional)",
             "pytorch_optimizer.StableAdamW",
