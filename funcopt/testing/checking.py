@@ -158,7 +158,7 @@ def check_laws(
             An exemption from a law that holds is reported as `unneeded`.
         backend: which one runs it; its own, if left out.
         max_examples: how many cases an ordinary law is tried on; costly ones take fewer.
-        seed: of the drawing; the same seed draws the same cases.
+        seed: of the drawing; the same seed draws the same cases from the same code.
         kind: "optimizer"; or "clip", for a function `(grads, max_norm) -> grads` over lists; or "schedule", for a
             function `step -> number`, of which `fixed` may give the `peak`, the last step of `warmup`, the `joins`, and
             the `lr` that its reference, a function from optimizer to `LRScheduler`, starts from.

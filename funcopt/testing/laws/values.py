@@ -213,7 +213,11 @@ def sign_descent(subject: Subject, case: Case) -> None:
 # ---- SGD ------------------------------------------------------------------------------------------------------------
 
 
-@law(Tried(steps=(1, 6), numbers={**NO_DECAY, "dampening": 0.0}), families=("sgd",), needs=("momentum", "lr"))
+@law(
+    Tried(steps=(1, 6), numbers={**NO_DECAY, "dampening": 0.0}, nonzero=("momentum",)),
+    families=("sgd",),
+    needs=("momentum", "lr"),
+)
 def momentum_impulse(subject: Subject, case: Case) -> None:
     """A gradient and then none: SGD goes -lr·g·Σ_{k<T} μ^k, and Nesterov's method one term further."""
     first = case.grads[0]
@@ -222,13 +226,15 @@ def momentum_impulse(subject: Subject, case: Case) -> None:
     terms = len(case.grads) + (1 if subject.flags(case.flags).get("nesterov") else 0)
     total = sum(case.numbers["momentum"] ** k for k in range(terms))
     for leaf, g in enumerate(first):
-        if case.numbers["momentum"] == 0:
-            total = 1.0
         want = case.params[leaf] - sign_of(subject, case) * case.numbers["lr"] * g * total
         near(run.params[-1][leaf], want, rounding(want.dtype, terms) * scale_of(run)[leaf], f"params[{leaf}]")
 
 
-@law(Tried(steps=(1, 4), numbers=NO_DECAY), families=("sgd",), needs=("momentum", "dampening", "lr"))
+@law(
+    Tried(steps=(1, 4), numbers=NO_DECAY, nonzero=("momentum",)),
+    families=("sgd",),
+    needs=("momentum", "dampening", "lr"),
+)
 def momentum_average(subject: Subject, case: Case) -> None:
     """SGD's momentum: b_1 = g_1, undampened, b_t = μ·b_{t-1} + (1-τ)·g_t; p' = p - lr·b, Nesterov p - lr·(g + μ·b)."""
     numbers, nesterov = case.numbers, subject.flags(case.flags).get("nesterov")
@@ -240,8 +246,6 @@ def momentum_average(subject: Subject, case: Case) -> None:
         want, slack = p.double(), p.double().abs()
         for t, g in enumerate(grads):
             terms = [momentum ** (t - k) * weights[k] * grads[k] for k in range(t + 1)]
-            if momentum == 0:
-                terms = [g]
             step = sum(terms, torch.zeros_like(g))
             step = g + momentum * step if nesterov else step
             want = want - sign * numbers["lr"] * step
