@@ -237,7 +237,17 @@ def moved(run: Run, leaf: int) -> Tensor:
 
 
 def same(got: Any, want: Any, what: str) -> None:
-    """Raise `BrokenLawError` where two tensors differ in a bit, a dtype or a shape; NaN equals NaN, and 0 equals -0."""
+    """Raise `BrokenLawError` where two tensors differ in a bit, a dtype or a shape; NaN equals NaN, and 0 equals -0.
+
+    Of containers every part is compared; other values are equal where Python says so.
+    """
+    if isinstance(want, dict | list | tuple) and type(got) is type(want):
+        items, others = (x if isinstance(x, dict) else dict(enumerate(x)) for x in (want, got))
+        if list(others) != list(items):
+            raise BrokenLawError(f"{what} has {list(others)}; the law says {list(items)}")
+        for key, value in items.items():
+            same(others[key], value, f"{what}[{key!r}]")
+        return
     if not isinstance(got, Tensor) or not isinstance(want, Tensor):
         if type(got) is not type(want) or got != want:
             raise BrokenLawError(f"{what} is {got!r}; the law says {want!r}")
