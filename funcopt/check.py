@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _list_laws() if options.list else _check(options)
     except _CannotRunError as reason:
         print(f"python -m funcopt check: {reason}", file=sys.stderr)
-        return CANNOT
+    except BrokenPipeError:  # whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("python -m funcopt check: interrupted", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+    return CANNOT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("targets", nargs="*", metavar="package.module:name", help="a rule's factory, a pure optimizer, or a class")
     add("--all", action="store_true", help="every rule and class of funcopt; so does naming none")
     add("--list", action="store_true", help="print the laws and what they say")
+    add("--brief", action="store_true", help="leave out the laws that hold or are exempt")
     add("--laws", metavar="NAME,…", help="try these laws alone")
     add("--examples", type=int, default=100, metavar="N", help="cases for an ordinary law (100)")
     add("--seed", type=int, default=0, metavar="N", help="of the drawing (0)")
@@ -67,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--reference", metavar="package.module:name", help="a class that it must agree with")
     add("--fixed", action="append", default=[], metavar="NAME=VALUE", help="an argument a class always gets")
     add("--sparse", action="store_true", help="give a class sparse gradients")
-    add("--dims", metavar="MIN:MAX", help="how many dimensions the parameters of a class have")
+    add("--dims", metavar="MIN:MAX", help="how many dimensions the parameters have")
+    add("--dtypes", metavar="NAME,…", help="the parameters' dtypes, such as float32,float64, which are all if left out")
+    add("--layouts", metavar="NAME,…", help="how tensors lie in memory, such as contiguous,misaligned; all if left out")
     return parser
 
 
@@ -81,7 +91,8 @@ def _check(options: argparse.Namespace) -> int:
     targets = [_load(name) for name in names]
     settings = _settings(options, testing)
     try:
-        laws = testing.checking.chosen_laws(options.laws.split(",") if options.laws else None)
+        named = None if options.laws is None else [name.strip() for name in options.laws.split(",")]
+        laws = testing.checking.chosen_laws(named)
     except ValueError as error:
         raise _CannotRunError(str(error)) from None
     reports: list[Report] = []
@@ -96,7 +107,9 @@ def _check(options: argparse.Namespace) -> int:
                 reports.append(testing.check_laws(target, laws=laws, progress=advance, **settings))
             except (TypeError, ValueError, RuntimeError) as error:
                 raise _CannotRunError(f"{name}: {error}") from None
-            bar.write(f"{reports[-1]}\n", file=sys.stdout)
+            bar.write(f"{reports[-1].text(brief=options.brief)}\n", file=sys.stdout)
+    if named and all(v.status == "exempt" and not v.examples for report in reports for v in report.verdicts):
+        raise _CannotRunError(f"none of these laws could be tried: {reports[0].verdicts[0].detail}")
     return HELD if all(report.ok for report in reports) else BROKEN
 
 
@@ -105,7 +118,8 @@ def _testing() -> Any:
         importlib.import_module("tqdm")
         return importlib.import_module("funcopt.testing")
     except ImportError as error:
-        raise _CannotRunError(f"{error}; pip install 'funcopt[check]'") from None
+        advice = "" if "pip install" in str(error) else "; pip install 'funcopt[check]'"
+        raise _CannotRunError(f"{error}{advice}") from None
 
 
 def _list_laws() -> int:
@@ -129,6 +143,8 @@ def _settings(options: argparse.Namespace, testing: Any) -> dict[str, Any]:
         "elementwise": claim[options.elementwise],
         "decoupled": claim[options.decoupled],
         "sparse": options.sparse,
+        "layouts": options.layouts.split(",") if options.layouts else None,
+        "dtypes": [getattr(torch, name, name) for name in options.dtypes.split(",")] if options.dtypes else None,
         "exempt": dict(_pair("--exempt", text) for text in options.exempt),
         "fixed": {name: _value(text) for name, text in (_pair("--fixed", text) for text in options.fixed)},
     }
@@ -162,17 +178,21 @@ def _load(target: str) -> Any:
     module, sign, path = target.partition(":")
     if not sign or not module or not path:
         raise _CannotRunError(f"{target!r} is not of the form package.module:name, such as torch.optim:Adam")
+    if "/" in module or module.startswith(".") or module.endswith(".py"):
+        raise _CannotRunError(
+            f"{module!r} is no module's name: that of opts.py in this folder is opts, as in opts:{path}"
+        )
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
             raise _CannotRunError(f"there is no module {module!r} here (looked from {os.getcwd()})") from None
         raise _CannotRunError(f"{module} cannot be imported: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _CannotRunError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
     for part in path.split("."):
         if not hasattr(found, part):
-            names = [name for name in vars(found) if not name.startswith("_")]
+            names = [name for name in dir(found) if not name.startswith("_")]
             close = hyper.suggest(part, names).partition("allowed:")[0].strip()
             raise _CannotRunError(f"{module} has no {path!r}" + (f"; {close}" if close else ""))
         found = getattr(found, part)

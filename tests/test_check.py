@@ -63,13 +63,13 @@ def test_everything_of_ours_if_nothing_is_named(capsys):
 
 
 def test_options_reach_the_laws(capsys):
-    options = ["--laws", "permutation,decoupled_weight_decay", "--examples", "5", "--seed", "7", "--backend", "eager"]
+    options = ["--laws", "oddness,permutation,decoupled_weight_decay", "--examples", "5", "--seed", "7", "--backend", "eager"]
     claims = ["--elementwise", "no", "--decoupled", "no", "--family", "none"]
     assert check.main(["funcopt.optim:AdamW", *options, *claims]) == 0
     printed = capsys.readouterr().out
     assert "not elementwise (given)" in printed
     assert "weight decay in the gradient (L2) (given)" in printed
-    assert "no known family (given)" in printed
+    assert "of no family (given)" in printed
     sparse = ["--sparse", "--dims", "1:2", "--laws", "repeatable", "--examples", "5"]
     assert check.main(["torch.optim:SparseAdam", *sparse]) == 0
     muon = ["torch.optim:Muon", "--dims", "2", "--fixed", "ns_steps=3", "--laws", "repeatable", "--examples", "3"]
@@ -92,6 +92,13 @@ CANNOT = [
     (["funcopt:adamw", "--backend", "gpu"], "backend='gpu' is unknown"),
     (["funcopt:adamw", "--exempt", "oddness"], "--exempt takes NAME=…; got 'oddness'"),
     (["funcopt:adamw", "--dims", "many"], "--dims takes MIN:MAX"),
+    (["funcopt:adamw", "--laws", ""], "there is no law ''"),
+    (["funcopt:adamw", "--sparse"], "sparse=True is for classes"),
+    (["funcopt:adamw", "--dtypes", "float33"], "dtypes are ['float33']; some of torch.float64"),
+    (["torch.optim:SGD", "--sparse"], "it was given {'lr': "),
+    (["funcopt:adamw.rule.name.y"], "funcopt has no 'adamw.rule.name.y'"),
+    (["../mine:opt"], "'../mine' is no module's name"),
+    (["mine.py:opt"], "of opts.py in this folder is opts, as in opts:opt"),
     (["funcopt:adamw", "--all"], "give names or --all, not both"),
 ]
 
@@ -109,11 +116,25 @@ def test_it_cannot_run(arguments, message, capsys):
 def test_a_module_that_fails_to_import_is_said_plainly(tmp_path):
     (tmp_path / "broken.py").write_text("import not_there\n")
     (tmp_path / "wrong.py").write_text("1 / 0\n")
-    for name, reason in (("broken", "No module named 'not_there'"), ("wrong", "ZeroDivisionError: division by zero")):
+    (tmp_path / "script.py").write_text("raise SystemExit(0)\n")
+    for name, reason in (
+        ("broken", "No module named 'not_there'"),
+        ("wrong", "ZeroDivisionError: division by zero"),
+        ("script", "SystemExit: 0"),
+    ):
         done = run(f"{name}:opt", cwd=tmp_path)
         assert done.returncode == 2
         assert f"{name} cannot be imported: {reason}" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_class_may_be_picky(capsys):
+    """One that refuses numbers by assertion, and one that has no more than step()."""
+    for name in ("Asserting", "Bare"):
+        assert check.main([f"tests.testing.buggy:{name}", "--examples", "5", "--brief"]) == 0
+    printed = capsys.readouterr().out
+    assert "laws" not in printed
+    assert "held" in printed
 
 
 def test_an_optimizer_in_the_folder_where_it_is_run(tmp_path):
@@ -130,6 +151,11 @@ def test_the_laws_are_listed(capsys):
     for name, law in laws.LAWS.items():
         assert name in printed
         assert law.equation.split("\n")[0] in printed
+
+
+def test_laws_that_are_not_about_it_are_no_success(capsys):
+    assert check.main(["funcopt:adamw", "--laws", "clip_bound,schedule_values"]) == 2
+    assert "none of these laws could be tried: is about a clip" in capsys.readouterr().err
 
 
 def test_a_wrong_option_is_status_2(capsys):

@@ -11,9 +11,11 @@ except ImportError as error:
 
 from funcopt.testing import laws, strategies
 from funcopt.testing.case import Case
-from funcopt.testing.checking import Counterexample, Report, Verdict, check_laws, law_tests
+from funcopt.testing.checking import check_laws, law_tests
 from funcopt.testing.law import BrokenLawError, Law, Tried, law
 from funcopt.testing.problems import Problem, Schedule
+from funcopt.testing.report import Report, Verdict
+from funcopt.testing.search import Counterexample
 
 __all__ = [
     "BrokenLawError",

@@ -5,10 +5,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
+import hypothesis
 import torch
+from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-__all__ = ["Case", "code"]
+__all__ = ["Case", "Takes", "code"]
+
+
+@dataclass(frozen=True)
+class Takes:
+    """The tensors that an optimizer takes, where it does not take all.
+
+    Args:
+        shapes: a strategy for the shapes of its parameters.
+        dtypes: theirs.
+        layouts: of parameters and gradients, see `strategies.LAYOUTS`.
+    """
+
+    shapes: SearchStrategy[tuple[int, ...]] | None = None
+    dtypes: Sequence[torch.dtype] | None = None
+    layouts: Sequence[str] | None = None
+
+    def usual(self) -> Tensor:
+        """A parameter of ones, as plain as it takes them."""
+        shape = (2, 3) if self.shapes is None else _plain(self.shapes)
+        return torch.ones(shape, dtype=(self.dtypes or (torch.float64,))[0])
+
+
+def _plain(shapes: SearchStrategy[tuple[int, ...]]) -> tuple[int, ...]:
+    """The simplest of some shapes that is not empty."""
+    phases = (hypothesis.Phase.generate, hypothesis.Phase.shrink)
+    simple = hypothesis.settings(database=None, phases=phases, max_examples=1000, deadline=None)  # whatever the profile
+    return hypothesis.find(shapes, all, settings=simple)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

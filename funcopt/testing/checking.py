@@ -1,128 +1,30 @@
-"""Trying an optimizer on its laws: `check_laws`, its report, and `law_tests` for pytest."""
+"""Trying an optimizer on its laws: `check_laws`, and `law_tests` for pytest."""
 
 import functools
+import inspect
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import hypothesis
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
 from funcopt import hyper
-from funcopt.table import table
 from funcopt.testing.case import Case, code
 from funcopt.testing.claims import Claims, claims_of
-from funcopt.testing.class_form import plain_shape
 from funcopt.testing.law import BrokenLawError, Law
 from funcopt.testing.laws import LAWS
-from funcopt.testing.subject import KINDS, AnySubject, ClassSubject, FunctionSubject, Subject, subject_of
+from funcopt.testing.report import Report, Verdict, first_line
+from funcopt.testing.search import place, search
+from funcopt.testing.subject import KINDS, AnySubject, FunctionSubject, Subject, subject_of
 
-__all__ = ["Counterexample", "Report", "Verdict", "check_laws", "law_tests"]
+__all__ = ["check_laws", "law_tests"]
 
 MAX_EXAMPLES = 100
 
 # How many cases an exemption has at least to show that it is needed.
 EXEMPTED = 200
-
-# How long a counterexample is made smaller for, in seconds.
-SHRINKING = 20.0
-
-
-@dataclass(frozen=True)
-class Counterexample:
-    """A case that breaks a law: what was seen, and a program that shows it again."""
-
-    case: Case
-    message: str
-    program: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a law: `held`, `broken`, `exempt`, or `unneeded`, which is an exemption from a law that holds.
-
-    Args:
-        law: which.
-        status: see above.
-        detail: what was seen where it is broken, and why it is exempt.
-        examples: how many cases it was tried on.
-        seconds: how long that took.
-        counterexample: the smallest case found that breaks it.
-    """
-
-    law: Law
-    status: str
-    detail: str = ""
-    examples: int = 0
-    seconds: float = 0.0
-    counterexample: Counterexample | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """The verdict on each law, and what the optimizer was taken to be; printed, a table and the counterexamples."""
-
-    name: str
-    claims: Claims
-    verdicts: Sequence[Verdict]
-
-    @property
-    def broken(self) -> list[Verdict]:
-        """The verdicts that are not as they should be: broken laws, and exemptions that are not needed."""
-        return [verdict for verdict in self.verdicts if verdict.status in ("broken", "unneeded")]
-
-    @property
-    def ok(self) -> bool:
-        """Whether no law is broken, and no exemption unneeded."""
-        return not self.broken
-
-    def __getitem__(self, law: str | Law) -> Verdict:
-        """The verdict on a law."""
-        name = law if isinstance(law, str) else law.name
-        for verdict in self.verdicts:
-            if verdict.law.name == name:
-                return verdict
-        raise KeyError(f"{name} was not tried; {hyper.suggest(name, [v.law.name for v in self.verdicts])}")
-
-    def require(self) -> "Report":
-        """Return itself where all is well.
-
-        Raises:
-            BrokenLawError: the report, where a law is broken or an exemption unneeded.
-        """
-        if not self.ok:
-            raise BrokenLawError("\n" + str(self))
-        return self
-
-    def __str__(self) -> str:
-        rows = [("law", "", "examples", "what it says, what was seen, or why it is exempt")]
-        for v in sorted(self.verdicts, key=lambda v: STATUSES.index(v.status)):
-            detail = _first_line(v.law.equation if v.status == "held" else v.detail)
-            rows.append((v.law.name, v.status, str(v.examples) if v.status == "held" else "", detail))
-        counts = [f"{n} {status}" for status in STATUSES if (n := sum(v.status == status for v in self.verdicts))]
-        title = f"{self.name}: {self.claims}".rstrip(": ")
-        broken = [_shown(v) for v in self.verdicts if v.status == "broken"]
-        return "\n".join([title, "", *table("<<><", rows), "", ", ".join(counts) or "no laws", *broken])
-
-    __repr__ = __str__
-
-
-STATUSES = ("broken", "unneeded", "held", "exempt")
-
-
-def _first_line(text: str, most: int = 100) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1] + "…"
-
-
-def _shown(verdict: Verdict) -> str:
-    assert verdict.counterexample is not None
-    found = verdict.counterexample
-    return f"\n{verdict.law.name}: {verdict.law.equation}\n{found.message}\n\n{found.program}"
 
 
 def check_laws(
@@ -141,6 +43,8 @@ def check_laws(
     fixed: Mapping[str, Any] | None = None,
     ranges: Mapping[str, Any] | None = None,
     shapes: SearchStrategy[tuple[int, ...]] | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+    layouts: Sequence[str] | None = None,
     sparse: bool = False,
     reference: Any = None,
     progress: Callable[[Verdict], None] | None = None,
@@ -168,7 +72,9 @@ def check_laws(
         skips_nonfinite: whether a step with a gradient that is not finite is skipped.
         fixed: arguments that the class is always constructed with.
         ranges: ranges of a class's numbers that do not go by a name of torch.optim's: `funcopt.Number` by name.
-        shapes: a strategy for the parameters' shapes, for a class that does not take all.
+        shapes: a strategy for the parameters' shapes, for an optimizer that does not take all.
+        dtypes: the parameters' dtypes, likewise; most laws are tried in float64 alone.
+        layouts: how tensors lie in memory, likewise: some of `strategies.LAYOUTS`.
         sparse: give a class sparse gradients.
         reference: an optimizer that it must agree with; if left out, torch.optim's class of the same name.
         progress: called with each verdict as it falls.
@@ -195,6 +101,8 @@ def check_laws(
         fixed=fixed,
         ranges=ranges,
         shapes=shapes,
+        dtypes=dtypes,
+        layouts=layouts,
         sparse=sparse,
         reference=reference,
     )
@@ -216,7 +124,7 @@ class _Taken:
 
 
 def _check_examples(given: int) -> None:
-    if not isinstance(given, int) or given < 1:
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
         raise ValueError(f"max_examples is {given!r}; an int of at least 1 is needed")
 
 
@@ -231,6 +139,9 @@ def _taken(
     **run: Any,
 ) -> _Taken:
     """Look an optimizer over; raises what `check_laws` says."""
+    for name, claim in {"elementwise": elementwise, "decoupled": decoupled, "skips_nonfinite": skips_nonfinite}.items():
+        if not isinstance(claim, bool | None):
+            raise ValueError(f"{name} is {claim!r}; True, False, or None to find out, is needed")
     subject = subject_of(opt, **run)
     exempt = {**subject.exempt, **(exempt or {})}
     for name, reason in exempt.items():
@@ -242,7 +153,7 @@ def _taken(
         _plain_step(subject)
 
     def holds(name: str) -> bool:
-        return _search(subject, LAWS[name], 25, 0, shrink=False)[1] is None
+        return search(subject, LAWS[name], 25, 0, shrink=False).counterexample is None
 
     claims = claims_of(
         subject,
@@ -286,11 +197,19 @@ def law_tests(
         **options: the others of `check_laws`.
 
     Returns:
-        A test function, parametrized over the laws; one that does not apply is skipped, with the reason.
+        A test function, parametrized over the laws; one that does not apply is skipped, with the reason. In a class of
+        tests it is a `staticmethod`.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: there is no such law, or a number of examples below 1.
     """
     import pytest
 
     _check_examples(max_examples)
+    known = inspect.signature(check_laws).parameters
+    for name in options.keys() - known.keys():
+        raise TypeError(f"check_laws has no argument {name!r}; {hyper.suggest(name, known)}")
     chosen = chosen_laws(laws, options.get("kind", "optimizer"))
     if laws is None:
         chosen = [law for law in chosen if law.of != ("pure" if isinstance(opt, type) else "class")]
@@ -298,10 +217,13 @@ def law_tests(
 
     @pytest.mark.parametrize("law", [pytest.param(law, id=law.name) for law in chosen])
     def test(law: Law) -> None:
+        __tracebackhide__ = True
         verdict = _verdict(taken(), law, max_examples, seed)
         if verdict.status == "exempt":
             pytest.skip(verdict.detail)
-        Report(taken().subject.name, taken().claims, [verdict]).require()
+        report = Report(taken().subject.name, taken().claims, [verdict])
+        if not report.ok:
+            raise BrokenLawError(f"{law.name}: {first_line(verdict.detail)}\n\n{report}")
 
     return test
 
@@ -310,15 +232,14 @@ def law_tests(
 
 
 def _plain_step(subject: Subject) -> None:
-    shapes = subject.shapes
-    size = (2, 3) if shapes is None else plain_shape(shapes)
-    p = torch.ones(size, dtype=torch.float64)
+    p, numbers = subject.takes.usual(), subject.some_numbers()
     try:
-        subject.run(Case([p], [[subject.gradient(p)]], subject.some_numbers()))
+        subject.run(Case([p], [[subject.gradient(p)]], numbers))
     except Exception as error:
         raise RuntimeError(
-            f"{subject.name} cannot take one step on a float64 parameter of shape {tuple(size)}: "
-            f"{type(error).__name__}: {error}"
+            f"{subject.name} cannot take one step on a {code(p.dtype)} parameter of shape {tuple(p.shape)}: "
+            f"{type(error).__name__}: {error}{place(error)}; it was given {numbers}: fixed= (--fixed NAME=VALUE) gives "
+            "it other arguments, shapes= (--dims MIN:MAX) and dtypes= (--dtypes) other parameters"
         ) from error
 
 
@@ -329,84 +250,16 @@ def _verdict(taken: _Taken, law: Law, max_examples: int, seed: int) -> Verdict:
     if reason is None and (excuse := law.excuse(subject, claims)):
         return Verdict(law, "exempt", excuse)
     start = time.perf_counter()
-    cases = max(max_examples // law.cost, 1) if reason is None else max(max_examples, EXEMPTED)
-    examples, found = _search(subject, law, cases, seed, shrink=reason is None)
-    seconds = time.perf_counter() - start
+    cases = max_examples if reason is None else max(max_examples, EXEMPTED)
+    searched = search(subject, law, max(cases // law.cost, 1), seed, shrink=reason is None)
+    examples, found, seconds = searched.examples, searched.counterexample, time.perf_counter() - start
+    if not examples:
+        return Verdict(law, "exempt", f"says nothing of all that was drawn: {searched.nothing}", 0, seconds)
     if reason is not None and found is None:
         return Verdict(law, "unneeded", f"it holds, though exempt: {reason}", examples, seconds)
-    if reason is not None:
-        return Verdict(law, "exempt", reason, examples, seconds, found)
+    if found is not None and reason is not None:
+        raised = f" ({found.message})" if found.message.startswith("it raises ") else ""
+        return Verdict(law, "exempt", reason + raised, examples, seconds, found)
     if found is not None:
         return Verdict(law, "broken", found.message, examples, seconds, found)
     return Verdict(law, "held", "", examples, seconds)
-
-
-class _FoundError(Exception):
-    """One kind of failure, so that hypothesis makes a smaller example of whatever broke first."""
-
-
-def _search(
-    subject: AnySubject, law: Law, examples: int, seed: int, *, shrink: bool
-) -> tuple[int, Counterexample | None]:
-    """How many cases were tried, and the smallest that breaks the law."""
-    tried, first, last = 0, 0.0, None
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=examples,
-        database=None,
-        derandomize=False,
-        deadline=None,
-        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-        print_blob=False,
-    )
-    @given(law.cases(subject))
-    def attempt(case: Case) -> None:
-        nonlocal tried, first, last
-        if last is None:
-            tried += 1
-        elif time.perf_counter() - first > SHRINKING:
-            return
-        failure = _failure(subject, law, case)
-        if failure is not None:
-            first = first or time.perf_counter()
-            last = case, failure
-            raise _FoundError
-
-    try:
-        attempt()
-    except (_FoundError, hypothesis.errors.Flaky, BaseExceptionGroup):
-        if last is None:
-            raise
-    if last is None:
-        return tried, None
-    case, message = last
-    return tried, Counterexample(case, message, program(subject, law, case))
-
-
-def _failure(subject: AnySubject, law: Law, case: Case) -> str | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="triton")  # its interpreter has NumPy warn of every NaN
-            law.holds(subject, case)
-    except BrokenLawError as broken:
-        return str(broken)
-    except Exception as error:
-        return f"it raises {type(error).__name__}: {error}"
-    return None
-
-
-def program(subject: AnySubject, law: Law, case: Case) -> str:
-    """Python that tries a law on one case, to be pasted into a file and run."""
-    line, expression = subject.expression
-    if isinstance(subject, ClassSubject):
-        case = case.but(numbers={**subject.fixed, **case.numbers})
-    text = repr(case)
-    names = [name for name in ("bfloat16", "float16", "float32", "float64", "inf", "nan", "tensor") if name in text]
-    drawn = [name for name in ("Problem", "Schedule") if f"{name}(" in code(case.more)]
-    imports = ["import torch", f"from torch import {', '.join(names)}", "", line]
-    imports += [f"from funcopt.testing import {', '.join(['Case', *drawn, 'laws'])}"]
-    says = f", fixed={code(dict(subject.says))}" if isinstance(subject, FunctionSubject) and subject.says else ""
-    return "\n".join([*imports, "", f"laws.{law.name}.check({expression}, {text}{says})"])

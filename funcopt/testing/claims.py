@@ -44,13 +44,14 @@ class Claims:
         return None if holds else f"{reason} ({source})" if source else reason
 
     def __str__(self) -> str:
+        by_flag = "flag" in self.source.get("decoupled", "")
         decay = {
             True: "decoupled weight decay",
             False: "weight decay in the gradient (L2)",
-            None: "weight decay by flag",
+            None: "weight decay by flag" if by_flag else "weight decay of its own kind",
         }
         parts = {
-            "family": self.family or "no known family",
+            "family": self.family or "of no family",
             "elementwise": "elementwise" if self.elementwise else "not elementwise",
             "decoupled": decay[self.decoupled],
             "differentiable": "differentiable" if self.differentiable else "not differentiable",
@@ -65,6 +66,8 @@ FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("adam", "adamw", "amsgrad"), "adam"),
 }
 ELEMENTWISE = ("sgd", "adam", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "rprop", "lion", "asgd")
+
+BY_SLOTS = "by its slots and numbers"
 
 # The family of what has these slots and numbers, and not those.
 MARKS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -104,13 +107,17 @@ def claims_of(
     known = {*FAMILIES.values(), "none"}
     if family is not None and family not in known:
         raise ValueError(f"family is {family!r}; {hyper.suggest(family, sorted(known))}")
-    source["family"] = "given" if family is not None else "found by name, slots and numbers"
-    family = _family(subject) if family is None else None if family == "none" else family
+    if family is None:
+        family, source["family"] = _family(subject)
+    else:
+        family, source["family"] = None if family == "none" else family, "given"
 
     if elementwise is not None:
         source["elementwise"] = "given"
-    elif isinstance(subject, PureSubject) or family in ELEMENTWISE:
-        elementwise, source["elementwise"] = True, "as every rule" if isinstance(subject, PureSubject) else "by family"
+    elif isinstance(subject, PureSubject):
+        elementwise, source["elementwise"] = True, "as every rule"
+    elif family in ELEMENTWISE and source["family"] != BY_SLOTS:
+        elementwise, source["elementwise"] = True, "by family"
     else:
         probes = ("permutation", "concatenation", "nan_containment")
         elementwise, source["elementwise"] = all(holds(name) for name in probes), "found by trying"
@@ -137,11 +144,11 @@ def claims_of(
     return Claims(family, bool(elementwise), decoupled, differentiable, skips_nonfinite, source)
 
 
-def _family(subject: Subject) -> str | None:
+def _family(subject: Subject) -> tuple[str | None, str]:
     name = subject.rule.name if isinstance(subject, PureSubject) else subject.cls.__name__
     if name.lower() in FAMILIES:
-        return FAMILIES[name.lower()]
+        return FAMILIES[name.lower()], "by name"
     for family, there, absent in MARKS:
         if all(map(subject.has, there)) and not any(map(subject.has, absent)):
-            return family
-    return None
+            return family, BY_SLOTS
+    return None, "none found"

@@ -1,13 +1,11 @@
 """A class with torch.optim's interface under test."""
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import hypothesis
 import torch
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
@@ -15,10 +13,10 @@ from torch import Tensor
 from funcopt import hyper
 from funcopt.hyper import Number, fraction, nonnegative
 from funcopt.testing import ranges
-from funcopt.testing.case import Case
+from funcopt.testing.case import Case, Takes
 from funcopt.testing.pure_form import Run, importing, refusal
 
-__all__ = ["ClassSubject", "copied", "plain_shape"]
+__all__ = ["ClassSubject", "copied"]
 
 # The ranges of numbers that go by these names in torch.optim and around it.
 RANGES: Mapping[str, Number] = {
@@ -36,13 +34,13 @@ FLAGS = ("amsgrad", "nesterov", "maximize", "centered", "decoupled_weight_decay"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClassSubject:
-    """A class with torch.optim's interface: made of parameters, with `step()`; the rest is used where it is there."""
+    """A class with torch.optim's interface: made of parameters, with `step()`; other parts are used where they are."""
 
     cls: type
     fixed: Mapping[str, Any]
     ranges: Mapping[str, Any]
     sparse: bool = False
-    shapes: SearchStrategy[tuple[int, ...]] | None = None
+    takes: Takes = field(default_factory=Takes)
     reference: Any = None
     interface = "class"
     exempt: Mapping[str, str] = field(default_factory=dict)
@@ -85,17 +83,33 @@ class ClassSubject:
         return tuple(n for n in FLAGS if isinstance(self.defaults.get(n), bool) and n not in self.fixed)
 
     @cached_property
-    def slots(self) -> tuple[str, ...]:
-        """The tensors of a parameter's shape that are in its state after a step; each flag is tried."""
-        shape = (2, 3) if self.shapes is None else plain_shape(self.shapes)
-        found: dict[str, None] = {}
+    def kept(self) -> dict[str, Any]:
+        """What is in the state of a parameter after two steps; each flag is tried."""
+        found: dict[str, Any] = {}
         for flags in ({}, *({flag: True} for flag in self.choices)):
-            if not self.accepts(self.usual, flags):
-                continue
-            p = torch.linspace(1, 2, math.prod(shape), dtype=torch.float64).view(shape)
-            run = self.run(Case([p], [[self.gradient(p)]] * 2, self.usual, flags))
-            found |= dict.fromkeys(n for n, t in run.state[-1][0].items() if isinstance(t, Tensor) and t.shape == shape)
-        return tuple(found)
+            if self.accepts(self.usual, flags):
+                p = self.takes.usual()
+                p = torch.linspace(1, 2, p.numel(), dtype=p.dtype).view(p.shape)
+                found |= self.run(Case([p], [[self.gradient(p)]] * 2, self.usual, flags)).state[-1][0]
+        return found
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        """The tensors of a parameter's shape that are in its state."""
+        shape = self.takes.usual().shape
+        return tuple(name for name, t in self.kept.items() if isinstance(t, Tensor) and t.shape == shape)
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of torch.optim's interface that it has, as laws name them."""
+        opt = self.make([torch.nn.Parameter(self.takes.usual())], Case([], [], self.some_numbers()))
+        closure = inspect.signature(self.cls.step).parameters.get("closure")  # type: ignore[attr-defined]
+        optional = closure is not None and closure.default is not closure.empty
+        there = {"a closure that step may go without": optional, "step in its state": "step" in self.kept}
+        there |= {
+            name: hasattr(opt, name) for name in ("param_groups", "add_param_group", "state_dict", "load_state_dict")
+        }
+        return tuple(name for name, has in there.items() if has)
 
     @property
     def usual(self) -> dict[str, Any]:
@@ -138,7 +152,7 @@ class ClassSubject:
         """Whether the constructor takes these."""
         try:
             self.cls([torch.zeros(1, 1).requires_grad_()], **{**self.fixed, **numbers, **flags})
-        except (ValueError, RuntimeError):
+        except Exception:  # a third party's, which may be any
             return False
         return True
 
@@ -178,12 +192,6 @@ class ClassSubject:
         given = inspect.signature(self.cls.step).parameters.get("closure")  # type: ignore[attr-defined]
         return given is not None and given.default is given.empty
 
-    @cached_property
-    def takes_closure(self) -> bool:
-        """Whether `step` takes a closure that it may go without."""
-        given = inspect.signature(self.cls.step).parameters.get("closure")  # type: ignore[attr-defined]
-        return given is not None and given.default is not given.empty
-
     def run(self, case: Case, groups: Sequence[Mapping[str, Any]] | None = None) -> Run:
         """Run it on a case; with `groups` each parameter is a group of its own with these numbers."""
         params = [torch.nn.Parameter(copied(p)) for p in case.params]
@@ -205,11 +213,6 @@ class ClassSubject:
         for step in grads:
             self.step(opt, own, step)
         return own
-
-
-def plain_shape(shapes: SearchStrategy[tuple[int, ...]]) -> tuple[int, ...]:
-    """The simplest of some shapes that is not empty."""
-    return hypothesis.find(shapes, all, settings=hypothesis.settings(database=None))
 
 
 def copied(t: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
+from funcopt.testing.case import Takes
 from funcopt.testing.pure_form import importing
 
 __all__ = ["FunctionSubject"]
@@ -28,7 +29,7 @@ class FunctionSubject:
     spec: Mapping[str, Any] = field(default_factory=dict)
     exempt: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
-    shapes: SearchStrategy[tuple[int, ...]] | None = None
+    takes: Takes = field(default_factory=Takes)
 
     def __repr__(self) -> str:
         return f"<{self.name}>"

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,15 +16,19 @@ from torch import Tensor
 
 from funcopt import backends
 from funcopt.testing import strategies
-from funcopt.testing.case import Case
+from funcopt.testing.case import Case, code
 from funcopt.testing.claims import Claims
-from funcopt.testing.subject import KINDS, AnySubject, Run, subject_of
+from funcopt.testing.subject import KINDS, AnySubject, ClassSubject, Run, subject_of
 
-__all__ = ["BrokenLawError", "Law", "Tried", "law", "moved", "near", "rounding", "same", "scale_of"]
+__all__ = ["BrokenLawError", "Law", "SaysNothingError", "Tried", "law", "moved", "near", "rounding", "same", "scale_of"]
 
 
 class BrokenLawError(AssertionError):
     """A law does not hold: what was found, and what the law says."""
+
+
+class SaysNothingError(Exception):
+    """A law says nothing of a case, and why: the case does not count."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Law:
             "schedule" for laws of such functions.
         families: the algorithms it is about; empty where it is about all.
         needs: the hyperparameters, flags and slots that it speaks of.
+        uses: the parts of torch.optim's interface that it uses of a class.
         claim: what the optimizer must claim to be: "elementwise", "decoupled", "coupled", "differentiable".
         backend: the one that it needs to work here.
         cost: how many cases of an ordinary law one of its own costs; it is tried on so many fewer.
@@ -93,6 +98,7 @@ class Law:
     of: str = "any"
     families: Sequence[str] = ()
     needs: Sequence[str] = ()
+    uses: Sequence[str] = ()
     claim: str | None = None
     backend: str | None = None
     cost: int = 1
@@ -113,9 +119,16 @@ class Law:
 
         Raises:
             BrokenLawError: the law does not hold for it.
+            ValueError: the law compares it with a reference, and there is none.
         """
+        subject = self._subject(opt, **options)
+        if self.claim == "reference" and subject.reference is None:
+            raise ValueError(f"{self.name} compares with a reference; give reference=, such as torch.optim.AdamW")
+        self.holds(subject, case)
+
+    def _subject(self, opt: Any, **options: Any) -> AnySubject:
         kind = self.of if self.of in KINDS else "optimizer"
-        self.holds(opt if isinstance(opt, AnySubject) else subject_of(opt, kind=kind, **options), case)
+        return opt if isinstance(opt, AnySubject) else subject_of(opt, kind=kind, **options)
 
     def excuse(self, subject: AnySubject, claims: Claims) -> str | None:
         """Why the law is not about this optimizer; None where it is."""
@@ -128,6 +141,9 @@ class Law:
         for name in self.needs:
             if not subject.has(name):
                 return f"there is no {name}"
+        for part in self.uses:
+            if isinstance(subject, ClassSubject) and part not in subject.parts:
+                return f"there is no {part}"
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.backend and (reason := backends.unavailable(self.backend, device)):
             return reason
@@ -136,17 +152,27 @@ class Law:
                 return "there is no reference to compare with"
         elif self.claim and (reason := claims.lacks(self.claim)):
             return reason
+        for kind in ("dtypes", "layouts"):
+            if not self._among(kind, subject):
+                tried = ", ".join(code(value).strip("'") for value in getattr(self.tried, kind))
+                return f"is tried on {kind} {tried}, which are left out"
         return subject.unfit(self.tried.flags, self.tried.numbers)
 
-    def cases(self, subject: AnySubject) -> SearchStrategy[Case]:
-        """The cases it is tried on."""
-        tried = self.tried
+    def _among(self, kind: str, subject: AnySubject) -> list[Any]:
+        """What the law is tried on, "dtypes" or "layouts", of that which the optimizer takes."""
+        taken = getattr(subject.takes, kind)
+        return [value for value in getattr(self.tried, kind) if taken is None or value in taken]
+
+    def cases(self, opt: Any, **options: Any) -> SearchStrategy[Case]:
+        """The cases it is tried on, for an optimizer and options as `check` takes them."""
+        subject = self._subject(opt, **options)
+        tried = replace(self.tried, dtypes=self._among("dtypes", subject), layouts=self._among("layouts", subject))
         held = {name: value for name, value in tried.flags.items() if name in subject.choices}
         numbers = {}
         for flags in _combinations(subject.choices, held):
             with contextlib.suppress(ValueError):  # no numbers go with these flags
                 numbers[flags] = subject.draw_numbers(dict(flags), tried.numbers, tried.nonzero)
-        shapes = subject.shapes
+        shapes = subject.takes.shapes
         if shapes is None:
             shapes = strategies.shapes(
                 min_dims=tried.min_dims, max_dims=tried.max_dims, min_side=tried.min_side, max_side=tried.max_side
@@ -265,7 +291,7 @@ def near(got: Tensor, want: Tensor, allowed: Tensor | float, what: str) -> None:
 
 
 def _compare(got: Tensor, want: Tensor, allowed: Tensor, what: str) -> None:
-    got, want = got.detach().double(), want.detach().double()
+    dtype, got, want = got.dtype, got.detach().double(), want.detach().double()
     equal = (got == want) | (got.isnan() & want.isnan()) | ((got - want).abs() <= allowed)
     if bool(equal.all()):
         return
@@ -273,5 +299,5 @@ def _compare(got: Tensor, want: Tensor, allowed: Tensor, what: str) -> None:
     at = tuple(first)
     limit = allowed.expand_as(got)[at].item()
     margin = f" within {limit:.3g}" if limit else ", bit for bit"
-    where = f"{what}{first if first else ''}"
+    where = f"{what}{first if first else ''}" + ("" if dtype == torch.float64 else f", in {code(dtype)},")
     raise BrokenLawError(f"{where} is {got[at].item():.17g}; the law says {want[at].item():.17g}{margin}")

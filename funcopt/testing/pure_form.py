@@ -1,8 +1,10 @@
 """A rule or a pure optimizer under test."""
 
+import contextlib
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -13,7 +15,7 @@ from funcopt import hyper
 from funcopt.core import PureOptimizer, pure
 from funcopt.declaration import Rule
 from funcopt.testing import ranges
-from funcopt.testing.case import Case
+from funcopt.testing.case import Case, Takes
 
 __all__ = ["PureSubject", "Run", "importing", "refusal"]
 
@@ -36,7 +38,7 @@ class PureSubject:
     rule: Rule
     fixed: Mapping[str, bool] | None
     backend: str = "auto"
-    shapes: SearchStrategy[tuple[int, ...]] | None = None
+    takes: Takes = field(default_factory=Takes)
     reference: Any = None
     interface = "pure"
 
@@ -154,14 +156,14 @@ def refusal(subject: Any, flags: Mapping[str, bool], numbers: Mapping[str, Any])
 def importing(module: str, name: str, is_it: Callable[[Any], bool]) -> tuple[str, str]:
     """The import line and the name that give an object in a program."""
     found: Any = sys.modules.get(module)
-    try:
-        for part in name.split("."):
-            found = getattr(found, part)
-        if module != "__main__" and is_it(found):
-            top, *_ = name.split(".")
-            return f"from {module} import {top}", name
-    except AttributeError:
-        pass
+    if found is not None and module != "__main__":
+        with contextlib.suppress(AttributeError):
+            if is_it(operator.attrgetter(name)(found)):
+                return f"from {module} import {name.partition('.')[0]}", name
+        for other, value in vars(found).items():  # it goes by another name there
+            with contextlib.suppress(Exception):
+                if is_it(value):
+                    return f"from {module} import {other}", other
     short = name.rpartition(".")[-1]
     short = short if short.isidentifier() else "opt"
     return f"{short} = ...  # the optimizer under test, from {module}", short

@@ -238,7 +238,7 @@ def step_numbers(*, max_value: int = 2**53) -> SearchStrategy[int]:
 
 def schedules(*, max_peak: float = 1.0, max_steps: int = 10) -> SearchStrategy[Schedule]:
     """Schedules of a number between 0 and `max_peak`, for every one of `DECAYS`, with warmup or without."""
-    if not isinstance(max_peak, int | float) or not 0 < max_peak < math.inf:
+    if not isinstance(max_peak, int | float) or isinstance(max_peak, bool) or not 0 < max_peak < math.inf:
         raise ValueError(f"max_peak is {max_peak!r}; a finite number above 0 is needed")
     _check_least("max_steps", max_steps, 1)
     return st.builds(
@@ -271,8 +271,12 @@ def problems(
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
+def _is_int(given: Any) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool)
+
+
 def _check_least(what: str, given: int, least: int) -> None:
-    if not isinstance(given, int) or given < least:
+    if not _is_int(given) or given < least:
         raise ValueError(f"{what} is {given!r}; an int of at least {least} is needed")
 
 
@@ -282,13 +286,13 @@ def _check_dtype(what: str, given: torch.dtype) -> None:
 
 
 def _checked_shape(given: Shape) -> Shape:
-    if not isinstance(given, Sequence) or not all(isinstance(n, int) and n >= 0 for n in given):
+    if not isinstance(given, Sequence) or not all(_is_int(n) and n >= 0 for n in given):
         raise ValueError(f"shape is {given!r}; a tuple of ints of at least 0 is needed, or a strategy of such")
     return tuple(given)
 
 
 def _check_bounds(what: str, low: int, high: int) -> None:
-    if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high):
+    if not (_is_int(low) and _is_int(high) and 0 <= low <= high):
         raise ValueError(f"min_{what} is {low!r} and max_{what} {high!r}; 0 <= min_{what} <= max_{what} is needed")
 
 

@@ -1,6 +1,7 @@
 """What is under test, in the one way in which all laws run it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from hypothesis.strategies import SearchStrategy
 from funcopt import backends, hyper
 from funcopt.core import PureOptimizer
 from funcopt.declaration import Rule
+from funcopt.hyper import Number
+from funcopt.testing import strategies
+from funcopt.testing.case import Takes
 from funcopt.testing.class_form import ClassSubject, copied
 from funcopt.testing.function_form import FunctionSubject
 from funcopt.testing.pure_form import PureSubject, Run
@@ -38,6 +42,8 @@ def subject_of(
     fixed: Mapping[str, Any] | None = None,
     ranges: Mapping[str, Any] | None = None,
     shapes: SearchStrategy[tuple[int, ...]] | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+    layouts: Sequence[str] | None = None,
     sparse: bool = False,
     reference: Any = None,
 ) -> AnySubject:
@@ -45,6 +51,7 @@ def subject_of(
 
     Raises:
         TypeError: it is not of that kind.
+        ValueError: it does not take one of the arguments.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; {hyper.suggest(kind, KINDS)}")
@@ -54,18 +61,23 @@ def subject_of(
         if not callable(opt):
             raise TypeError(f"a {kind} is a function; got {opt!r}")
         return FunctionSubject(opt, kind, dict(fixed or {}), reference)
+    takes = Takes(shapes, _some("dtypes", dtypes, strategies.DTYPES), _some("layouts", layouts, strategies.LAYOUTS))
+    rule = opt if isinstance(opt, Rule) else getattr(opt, "rule", None)
+    for name, value in {"fixed": fixed, "ranges": ranges, "sparse": sparse}.items():
+        if value and isinstance(rule, Rule):
+            raise ValueError(f"{name}={value!r} is for classes; the declaration of {rule.name} says all of that")
     if isinstance(opt, PureOptimizer):
-        model = _reference(reference, opt.rule.name)
+        model = _reference(reference, opt.rule.name, opt.rule.hparams)
         if model is not None and any(on and not model.has(flag) for flag, on in opt.flags.items()):
             model = None  # a choice that the reference does not have
-        return PureSubject(opt.rule, opt.flags, backend or opt.backend, shapes, model)
-    rule = opt if isinstance(opt, Rule) else getattr(opt, "rule", None)
+        return PureSubject(opt.rule, opt.flags, backend or opt.backend, takes, model)
     if isinstance(rule, Rule):
-        return PureSubject(rule, None, backend or "auto", shapes, _reference(reference, rule.name))
+        return PureSubject(rule, None, backend or "auto", takes, _reference(reference, rule.name, rule.hparams))
     if isinstance(opt, type) and callable(getattr(opt, "step", None)):
         held = {**(fixed or {}), **({"backend": backend} if backend else {})}
-        model = _reference(reference, opt.__name__, opt)
-        return ClassSubject(opt, held, ranges or {}, sparse, shapes, model)
+        subject = ClassSubject(opt, held, _ranges(opt, ranges or {}), sparse, takes)
+        model = _reference(reference, opt.__name__, subject.spec.keys() | held.keys(), opt)
+        return replace(subject, reference=model)
     given = f"an instance of {type(opt).__name__}" if not isinstance(opt, type) else f"the class {opt.__name__}"
     hint = "; give its class" if callable(getattr(opt, "step", None)) else ""
     raise TypeError(
@@ -74,9 +86,26 @@ def subject_of(
     )
 
 
-def _reference(given: Any, name: str, itself: type | None = None) -> Any:
-    """The reference that is given, else torch.optim's class of this name, unless it is the one under test."""
+def _ranges(cls: type, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name, value in given.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if not parts or not all(isinstance(part, Number) for part in parts):
+            raise TypeError(f"ranges[{name!r}] is {value!r}; a funcopt.Number, or a tuple of them, is needed")
+        if name not in ClassSubject(cls, {}, {}).defaults:
+            raise ValueError(f"{cls.__name__} takes no {name!r}, of which ranges has a range")
+    return given
+
+
+def _some(what: str, given: Sequence[Any] | None, known: Sequence[Any]) -> Sequence[Any] | None:
+    if given is not None and (not given or not set(given) <= set(known)):
+        raise ValueError(f"{what} are {given!r}; some of {', '.join(map(str, known))} are needed")
+    return given
+
+
+def _reference(given: Any, name: str, numbers: Iterable[str], itself: type | None = None) -> Any:
+    """The reference that is given, else torch.optim's class of this name, if all its numbers are there."""
     if given is not None:
-        return subject_of(given)
+        return None if given == "none" else subject_of(given)
     found = next((c for n, c in vars(torch.optim).items() if n.lower() == name.lower()), None)
-    return ClassSubject(found, {}, {}) if isinstance(found, type) and found is not itself else None
+    model = ClassSubject(found, {}, {}) if isinstance(found, type) and found is not itself else None
+    return model if model is not None and model.spec.keys() <= set(numbers) else None

@@ -89,11 +89,10 @@ def by_law(cases: Cases) -> Iterator[str]:
         yield ""
         yield f"{subject.name}: {message if len(message) < 300 else message[:299] + '…'}"
         yield ""
-        if not subject.dense:  # the command has no option for it
-            yield "```sh"
-            yield subject.command(name)
-            yield "```"
-            yield ""
+        yield "```sh"
+        yield subject.command(name)
+        yield "```"
+        yield ""
         yield "```python"
         yield found.program
         yield "```"

@@ -3,7 +3,7 @@
 import importlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from funcopt.testing import Law, Report, Verdict, check_laws, laws, strategies
@@ -20,10 +20,9 @@ class Subject:
         target: `package.module:name`.
         note: what tells it from others of that name.
         package: what must be installed; the target's own, if left out.
-        fixed, dims, sparse, elementwise, decoupled, reference: as `python -m funcopt check` takes them.
+        fixed, dims, layouts, sparse, elementwise, decoupled, reference: as `python -m funcopt check` takes them.
         exempt: laws that the algorithm does not mean to keep, each with the reason.
         only: the laws it is tried on; all if empty.
-        dense: leave out tensors with gaps or in reverse order.
         examples: cases a law.
     """
 
@@ -38,7 +37,7 @@ class Subject:
     reference: str = ""
     exempt: Mapping[str, str] = field(default_factory=dict)
     only: Sequence[str] = ()
-    dense: bool = False
+    layouts: Sequence[str] | None = None
     examples: int = EXAMPLES
 
     @property
@@ -57,8 +56,6 @@ class Subject:
         found = [law for law in laws.LAWS.values() if law.of in ("any", "class")]
         if self.only:
             found = [law for law in found if law.name in self.only]
-        if self.dense:
-            found = [replace(law, tried=replace(law.tried, layouts=("contiguous", "misaligned"))) for law in found]
         return found
 
     def check(self, progress: Callable[[Verdict], None]) -> Report:
@@ -75,6 +72,7 @@ class Subject:
             decoupled=self.decoupled,
             fixed=self.fixed,
             shapes=shapes,
+            layouts=self.layouts,
             sparse=self.sparse,
             reference=load(self.reference) if self.reference else None,
             progress=progress,
@@ -87,6 +85,7 @@ class Subject:
         options += ["--examples", str(self.examples)] if self.examples != 100 else []
         options += [part for k, v in self.fixed.items() for part in ("--fixed", f"{k}={v}")]
         options += ["--dims", f"{self.dims[0]}:{self.dims[1]}"] if self.dims else []
+        options += ["--layouts", ",".join(self.layouts)] if self.layouts else []
         options += ["--sparse"] if self.sparse else []
         options += ["--elementwise", claim[self.elementwise]] if self.elementwise is not None else []
         options += ["--decoupled", claim[self.decoupled]] if self.decoupled is not None else []
@@ -142,6 +141,7 @@ TORCHOPT = {
 }
 
 DEFAULT = ("Adadelta", "Adagrad", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
+DENSE = ("contiguous", "misaligned")  # no gaps, no other order
 WITH_FUSED = ("Adagrad", "Adam", "AdamW", "SGD")
 # For each a law that says exactly where p goes: what stands in the gaps of a tensor cannot keep it by chance.
 EXACT = {
@@ -167,7 +167,7 @@ torch_classes = [
 torch_ways = [
     *(
         Subject(
-            f"torch.optim:{name}", "fused=True", fixed={"fused": True}, dense=True, exempt=FUSED,
+            f"torch.optim:{name}", "fused=True", fixed={"fused": True}, layouts=DENSE, exempt=FUSED,
             decoupled=None if name == "Adam" else name == "AdamW",
         )
         for name in WITH_FUSED

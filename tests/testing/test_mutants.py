@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from funcopt.testing import check_laws, checking, laws
+from funcopt.testing import check_laws, laws, search
 from tests.testing.mutants import MUTANTS, ORIGINALS, original
 
 # Not those that compare with torch.optim, beside which anything wrong looks wrong, nor those that compile, which takes
@@ -48,7 +48,7 @@ def test_the_originals_keep_all_laws(name):
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_is_caught(mutant, tmp_path, monkeypatch):
-    monkeypatch.setattr(checking, "SHRINKING", 0.0)  # a case that breaks a law is enough, however large
+    monkeypatch.setattr(search, "SHRINKING", 0.0)  # a case that breaks a law is enough, however large
     caught[str(mutant)] = None
     try:
         made = mutant.make(tmp_path)

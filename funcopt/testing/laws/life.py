@@ -13,10 +13,11 @@ from torch import Tensor
 from funcopt.adapter import Adapter
 from funcopt.testing import strategies
 from funcopt.testing.case import Case
-from funcopt.testing.law import BrokenLawError, Tried, law, near, rounding, same, scale_of
+from funcopt.testing.law import BrokenLawError, SaysNothingError, Tried, law, near, rounding, same, scale_of
 from funcopt.testing.strategies import DTYPES
 from funcopt.testing.subject import ClassSubject, PureSubject, Subject, copied
 
+GROUPS = ("param_groups", "add_param_group", "state_dict", "load_state_dict")
 leaf = st.integers(0, 3)
 actions = st.lists(
     st.one_of(
@@ -33,7 +34,7 @@ actions = st.lists(
 ).map(lambda drawn: [*drawn, ("step",)])
 
 
-@law(Tried(leaves=(1, 3), steps=(1, 5), more={"actions": actions}), needs=("lr",), of="class", cost=2)
+@law(Tried(leaves=(1, 3), steps=(1, 5), more={"actions": actions}), needs=("lr",), of="class", uses=GROUPS, cost=2)
 def life_cycle(subject: ClassSubject, case: Case) -> None:
     """Steps, a new lr, new groups, frozen parameters, a state_dict loaded into a new object, copies and pickles, in any order: each parameter ends where its own gradients and rates take it alone and undisturbed, bit for bit."""  # noqa: E501
     params = [torch.nn.Parameter(copied(p)) for p in case.params]
@@ -99,11 +100,9 @@ def _importable(cls: type) -> bool:
     return found is cls
 
 
-@law(Tried(missing=True), of="class")
+@law(Tried(missing=True), of="class", uses=("a closure that step may go without",))
 def closures(subject: ClassSubject, case: Case) -> None:
     """step(closure) calls it once, with gradients enabled, steps on what it leaves, and returns its loss."""
-    if not subject.takes_closure:  # none, or as often as it likes
-        return
     params = [torch.nn.Parameter(copied(p)) for p in case.params]
     opt, want = subject.make(params, case), subject.run(case)
     for t, grads in enumerate(case.grads):
@@ -125,7 +124,7 @@ def closures(subject: ClassSubject, case: Case) -> None:
             same(p.detach(), want.params[t + 1][leaf], f"params[{leaf}] after step {t + 1}, with a closure")
 
 
-@law(Tried(missing=True, dtypes=DTYPES), of="class")
+@law(Tried(missing=True, dtypes=DTYPES), of="class", uses=("state_dict", "load_state_dict"))
 def saved_is_loaded(subject: ClassSubject, case: Case) -> None:
     """What is loaded is what was saved: an object with other numbers has this state_dict after load_state_dict."""
     params = [torch.nn.Parameter(copied(p)) for p in case.params]
@@ -138,7 +137,11 @@ def saved_is_loaded(subject: ClassSubject, case: Case) -> None:
     same(other.state_dict(), saved, "the state_dict")
 
 
-@law(Tried(steps=(1, 2), dtypes=DTYPES, more={"count": strategies.step_numbers(max_value=2**24 - 8)}), of="class")
+@law(
+    Tried(steps=(1, 2), dtypes=DTYPES, more={"count": strategies.step_numbers(max_value=2**24 - 8)}),
+    of="class",
+    uses=("state_dict", "load_state_dict", "step in its state"),
+)
 def late_counts(subject: ClassSubject, case: Case) -> None:
     """Steps are counted to 2²⁴ at the least: loaded with any count below, `step` is one more after one more step."""
     params = [torch.nn.Parameter(copied(p)) for p in case.params]
@@ -181,7 +184,7 @@ def skipped_step(subject: Subject, case: Case) -> None:
     k = case.more["at"] % (len(case.grads) + 1)
     spoilt = [torch.full_like(g, case.more["bad"]) for g in case.grads[0] if g is not None]
     if not any(g.numel() for g in spoilt):
-        return
+        raise SaysNothingError("there are no elements")
     run, want = subject.run(case.but(grads=[*case.grads[:k], spoilt, *case.grads[k:]])), subject.run(case)
     for i, p in enumerate(want.params[-1]):
         same(run.params[-1][i], p, f"params[{i}], with a step of {case.more['bad']} gradients at {k}")

@@ -118,7 +118,7 @@ def _travel(case: Case, leaf: int) -> float:
     )
 
 
-@law(Tried(numbers=NO_DECAY, more={"schedule": strategies.schedules()}), needs=("lr",))
+@law(Tried(numbers=NO_DECAY, more={"schedule": strategies.schedules()}), needs=("lr",), uses=("param_groups",))
 def learning_rate_linearity(subject: Subject, case: Case) -> None:
     """On given gradients, without decay, lr scales each step and nothing else: p_t - p_{t-1} = lr_t · u_t."""
     rates = [case.more["schedule"](t) for t in range(len(case.grads))]
