@@ -63,7 +63,16 @@ def test_everything_of_ours_if_nothing_is_named(capsys):
 
 
 def test_options_reach_the_laws(capsys):
-    options = ["--laws", "oddness,permutation,decoupled_weight_decay", "--examples", "5", "--seed", "7", "--backend", "eager"]
+    options = [
+        "--laws",
+        "oddness,permutation,decoupled_weight_decay",
+        "--examples",
+        "5",
+        "--seed",
+        "7",
+        "--backend",
+        "eager",
+    ]
     claims = ["--elementwise", "no", "--decoupled", "no", "--family", "none"]
     assert check.main(["funcopt.optim:AdamW", *options, *claims]) == 0
     printed = capsys.readouterr().out

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from funcopt.testing import Verdict
-from tests.findings.subjects import EXACT, WITH_FUSED, Subject
+from tests.findings.subjects import EXACT, Subject
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -25,11 +25,6 @@ OF_LAW = {
 OF_SUBJECT = {
     **{(f"torch.optim.{name}, fused=True, strided tensors", law): "fused_strides" for name, law in EXACT.items()},
     ("torch.optim.SGD, fused=True", "life_cycle"): "fused_sgd_momentum",
-    **{
-        (f"torch.optim.{name}, fused=True", law): "fused_rounding"
-        for name in WITH_FUSED
-        for law in ("concatenation", "permutation")
-    },
     ("torch.optim.Adamax", "finite_derivatives"): "second_step_raises",
     ("torch.optim.Rprop", "finite_derivatives"): "second_step_raises",
     **{

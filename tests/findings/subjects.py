@@ -137,7 +137,6 @@ TORCHOPT = {
     "life_cycle": "its param_groups are tuples of tensors: there is no lr in them to change",
     "learning_rate_linearity": "its param_groups are tuples of tensors: a schedule is an argument of the constructor",
     "own_numbers": "its param_groups are tuples of tensors: a group has no numbers of its own",
-    "late_counts": "its state_dict is a tuple of named tuples, with no counts by name to set",
 }
 
 DEFAULT = ("Adadelta", "Adagrad", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
