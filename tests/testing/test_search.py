@@ -42,7 +42,7 @@ PROGRAMS = {
     "flags": (funcopt.adamw(amsgrad=True, backend="eager"), "coupled_weight_decay", {}),
     "backend": (funcopt.adamw, "coupled_weight_decay", {"backend": "triton"}),
     "torch": (torch.optim.Adam, "fixed_point", {}),
-    "fixed": (torch.optim.AdamW, "constant_gradient", {"fixed": {"fused": True}}),
+    "fixed": (torch.optim.Adam, "fixed_point", {"fixed": {"amsgrad": True, "lr": 0.5}}),
     "sparse": (buggy.Uphill, "descent", {"sparse": True}),
     "reference": (buggy.Uphill, "agrees_with_reference", {"reference": torch.optim.SGD}),
     "pure reference": (buggy.Uphill, "agrees_with_reference", {"reference": funcopt.sgd(backend="eager")}),
