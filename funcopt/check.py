@@ -72,11 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--family", help="the algorithm whose exact values it must have, such as adam; none for none")
     add("--elementwise", choices=["yes", "no"], help="whether elements are independent; found out if left out")
     add("--decoupled", choices=["yes", "no"], help="whether weight decay is decoupled; found out if left out")
-    add("--reference", metavar="package.module:name", help="a class that it must agree with")
+    add("--reference", metavar="package.module:name", help="a class that it must agree with; none for none")
     add("--fixed", action="append", default=[], metavar="NAME=VALUE", help="an argument a class always gets")
     add("--sparse", action="store_true", help="give a class sparse gradients")
     add("--dims", metavar="MIN:MAX", help="how many dimensions the parameters have")
-    add("--dtypes", metavar="NAME,…", help="the parameters' dtypes, such as float32,float64, which are all if left out")
+    add("--dtypes", metavar="NAME,…", help="the parameters' dtypes, such as float32,float64; all if left out")
     add("--layouts", metavar="NAME,…", help="how tensors lie in memory, such as contiguous,misaligned; all if left out")
     return parser
 
@@ -149,7 +149,7 @@ def _settings(options: argparse.Namespace, testing: Any) -> dict[str, Any]:
         "fixed": {name: _value(text) for name, text in (_pair("--fixed", text) for text in options.fixed)},
     }
     if options.reference:
-        settings["reference"] = _load(options.reference)
+        settings["reference"] = "none" if options.reference == "none" else _load(options.reference)
     if options.dims:
         low, _, high = options.dims.partition(":")
         try:

@@ -86,6 +86,7 @@ def test_options_reach_the_laws(capsys):
     reference = ["--reference", "torch.optim:SGD", "--laws", "agrees_with_reference", "--examples", "5"]
     assert check.main(["tests.testing.buggy:Downhill", *reference]) == 0
     assert check.main(["tests.testing.buggy:Uphill", *reference]) == 1
+    assert check.main(["funcopt:adam", "--reference", "none", "--laws", "oddness", "--examples", "2"]) == 0
 
 
 CANNOT = [
@@ -103,7 +104,7 @@ CANNOT = [
     (["funcopt:adamw", "--dims", "many"], "--dims takes MIN:MAX"),
     (["funcopt:adamw", "--laws", ""], "there is no law ''"),
     (["funcopt:adamw", "--sparse"], "sparse=True is for classes"),
-    (["funcopt:adamw", "--dtypes", "float33"], "dtypes are ['float33']; some of torch.float64"),
+    (["funcopt:adamw", "--dtypes", "float33"], "dtypes are ['float33']; torch.float64, and any of"),
     (["torch.optim:SGD", "--sparse"], "it was given {'lr': "),
     (["funcopt:adamw.rule.name.y"], "funcopt has no 'adamw.rule.name.y'"),
     (["../mine:opt"], "'../mine' is no module's name"),

@@ -19,8 +19,8 @@ class Takes:
 
     Args:
         shapes: a strategy for the shapes of its parameters.
-        dtypes: theirs.
-        layouts: of parameters and gradients, see `strategies.LAYOUTS`.
+        dtypes: theirs, float64 among them.
+        layouts: of parameters and gradients, see `strategies.LAYOUTS`; contiguous among them.
     """
 
     shapes: SearchStrategy[tuple[int, ...]] | None = None
@@ -30,7 +30,7 @@ class Takes:
     def usual(self) -> Tensor:
         """A parameter of ones, as plain as it takes them."""
         shape = (2, 3) if self.shapes is None else _plain(self.shapes)
-        return torch.ones(shape, dtype=(self.dtypes or (torch.float64,))[0])
+        return torch.ones(shape, dtype=torch.float64)
 
 
 def _plain(shapes: SearchStrategy[tuple[int, ...]]) -> tuple[int, ...]:

@@ -73,10 +73,11 @@ def check_laws(
         fixed: arguments that the class is always constructed with.
         ranges: ranges of a class's numbers that do not go by a name of torch.optim's: `funcopt.Number` by name.
         shapes: a strategy for the parameters' shapes, for an optimizer that does not take all.
-        dtypes: the parameters' dtypes, likewise; most laws are tried in float64 alone.
-        layouts: how tensors lie in memory, likewise: some of `strategies.LAYOUTS`.
+        dtypes: the parameters' dtypes, likewise; float64 is one of them, in which most laws are tried.
+        layouts: how tensors lie in memory, likewise: some of `strategies.LAYOUTS`, contiguous among them.
         sparse: give a class sparse gradients.
-        reference: an optimizer that it must agree with; if left out, torch.optim's class of the same name.
+        reference: an optimizer that it must agree with, or "none"; if left out, torch.optim's class of the same name,
+            unless that has numbers that this one has not.
         progress: called with each verdict as it falls.
 
     Returns:
@@ -207,8 +208,8 @@ def law_tests(
     import pytest
 
     _check_examples(max_examples)
-    known = inspect.signature(check_laws).parameters
-    for name in options.keys() - known.keys():
+    known = [name for name in inspect.signature(check_laws).parameters if name not in ("opt", "progress")]
+    for name in options.keys() - set(known):
         raise TypeError(f"check_laws has no argument {name!r}; {hyper.suggest(name, known)}")
     chosen = chosen_laws(laws, options.get("kind", "optimizer"))
     if laws is None:

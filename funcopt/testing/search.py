@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import time
 import traceback
 import warnings
@@ -121,7 +122,7 @@ def _failure(subject: AnySubject, law: Law, case: Case) -> str | None:
 
 
 # Whose lines are not a user's.
-OURS = tuple(str(Path(module.__file__ or "").parent) for module in (funcopt, torch))
+OURS = tuple(f"{Path(module.__file__ or '').parent}{os.sep}" for module in (funcopt, torch))
 
 
 def place(error: Exception) -> str:

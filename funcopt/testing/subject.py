@@ -60,6 +60,10 @@ def subject_of(
     if kind != "optimizer":
         if not callable(opt):
             raise TypeError(f"a {kind} is a function; got {opt!r}")
+        given = {"ranges": ranges, "shapes": shapes, "dtypes": dtypes, "layouts": layouts, "sparse": sparse}
+        for name, value in given.items():
+            if value:
+                raise ValueError(f"{name}={value!r} is for optimizers; a {kind} has none")
         return FunctionSubject(opt, kind, dict(fixed or {}), reference)
     takes = Takes(shapes, _some("dtypes", dtypes, strategies.DTYPES), _some("layouts", layouts, strategies.LAYOUTS))
     rule = opt if isinstance(opt, Rule) else getattr(opt, "rule", None)
@@ -78,10 +82,10 @@ def subject_of(
         subject = ClassSubject(opt, held, _ranges(opt, ranges or {}), sparse, takes)
         model = _reference(reference, opt.__name__, subject.spec.keys() | held.keys(), opt)
         return replace(subject, reference=model)
-    given = f"an instance of {type(opt).__name__}" if not isinstance(opt, type) else f"the class {opt.__name__}"
+    what = f"an instance of {type(opt).__name__}" if not isinstance(opt, type) else f"the class {opt.__name__}"
     hint = "; give its class" if callable(getattr(opt, "step", None)) else ""
     raise TypeError(
-        f"{given} is no optimizer{hint}: a rule's factory (funcopt.adamw), a pure optimizer (funcopt.adamw()), or a "
+        f"{what} is no optimizer{hint}: a rule's factory (funcopt.adamw), a pure optimizer (funcopt.adamw()), or a "
         "class with torch.optim's interface, which is made of parameters and has step(), is needed"
     )
 
@@ -97,8 +101,9 @@ def _ranges(cls: type, given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _some(what: str, given: Sequence[Any] | None, known: Sequence[Any]) -> Sequence[Any] | None:
-    if given is not None and (not given or not set(given) <= set(known)):
-        raise ValueError(f"{what} are {given!r}; some of {', '.join(map(str, known))} are needed")
+    """Some of what is known, the first among them: it is the one that most laws, and the claims, are tried on."""
+    if given is not None and (not set(given) <= set(known) or known[0] not in given):
+        raise ValueError(f"{what} are {given!r}; {known[0]}, and any of {', '.join(map(str, known[1:]))}, are needed")
     return given
 
 

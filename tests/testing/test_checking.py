@@ -134,6 +134,7 @@ def test_skipping_is_a_law_for_those_who_claim_it():
         (buggy.Downhill, torch.optim.SGD, "held"),
         (buggy.Uphill, torch.optim.SGD, "broken"),
         (funcopt.adam, funcopt.optim.Adam, "held"),
+        (funcopt.adam, "none", "exempt"),
         (funcopt.optim.AdamW, funcopt.adamw, "held"),
         (funcopt.sgd(nesterov=True), None, "held"),
         (funcopt.sgd(decoupled_weight_decay=True), None, "exempt"),  # torch's has no such flag
@@ -183,12 +184,13 @@ REFUSED = [
     (lambda: check_laws(funcopt.sgd, laws=["oddness"], max_examples=1)["translation"], KeyError, "was not tried"),
     (lambda: check_laws(funcopt.sgd, fixed={"lr": 1.0}), ValueError, r"fixed=\{'lr': 1.0\} is for classes"),
     (lambda: check_laws(funcopt.sgd, sparse=True), ValueError, "sparse=True is for classes; the declaration of sgd"),
-    (
-        lambda: check_laws(funcopt.sgd, dtypes=[torch.int8]),
-        ValueError,
-        "dtypes are .*torch.int8.*; some of torch.float",
-    ),
-    (lambda: check_laws(funcopt.sgd, layouts=["odd"]), ValueError, "layouts are .*'odd'.*; some of contiguous"),
+    (lambda: check_laws(funcopt.sgd, dtypes=[torch.int8]), ValueError, "dtypes are .*int8.*; torch.float64, and any"),
+    (lambda: check_laws(funcopt.sgd, dtypes=[torch.float32]), ValueError, "dtypes are .*; torch.float64, and any of"),
+    (lambda: check_laws(funcopt.sgd, layouts=["odd"]), ValueError, "layouts are .*'odd'.*; contiguous, and any of"),
+    (lambda: check_laws(funcopt.sgd, layouts=["strided"]), ValueError, "layouts are .*; contiguous, and any of"),
+    (lambda: check_laws(max, kind="clip", sparse=True), ValueError, "sparse=True is for optimizers; a clip has none"),
+    (lambda: law_tests(funcopt.sgd, exampels=3), TypeError, "no argument 'exampels'"),
+    (lambda: law_tests(funcopt.sgd, progress=print), TypeError, "no argument 'progress'"),
     (lambda: laws.agrees_with_reference.check(buggy.Downhill, Case([], [])), ValueError, "give reference="),
     (lambda: law_tests(funcopt.sgd, laws=["odness"]), ValueError, "no law 'odness'"),
 ]
@@ -237,8 +239,12 @@ def test_what_to_do_about_it_is_said():
 def test_dtypes_and_layouts_may_be_left_out():
     whole = {"dtypes": [torch.float32, torch.float64]}
     assert check_laws(torch.optim.Adam, laws=["fixed_point"], max_examples=300, **whole).ok
-    verdict = check_laws(torch.optim.Adam, laws=["oddness"], dtypes=[torch.float32])["oddness"]
-    assert (verdict.status, verdict.detail) == ("exempt", "is tried on dtypes float64, which are left out")
+    assert not claims(Mixing, **whole).elementwise
+    verdict = check_laws(funcopt.sgd, laws=["follows_float64"], dtypes=[torch.float64])["follows_float64"]
+    assert (verdict.status, verdict.detail) == (
+        "exempt",
+        "is tried on dtypes float32, bfloat16, float16, which are left out",
+    )
     fused = {"fixed": {"fused": True}, "laws": ["constant_gradient"]}
     assert not check_laws(torch.optim.AdamW, **fused).ok
     assert check_laws(torch.optim.AdamW, layouts=["contiguous", "misaligned"], **fused).ok

@@ -227,36 +227,34 @@ def concatenation(subject: Subject, case: Case) -> None:
 )
 def nan_shows(subject: Subject, case: Case) -> None:
     """A NaN gradient is not hidden: from then on its element of p is NaN."""
-    leaf = case.more["at"] % len(case.params)
-    size = case.params[leaf].numel()
-    if size == 0:
-        raise SaysNothingError("the parameter is empty")
-    element = case.more["at"] % size
-    spoilt = case.grads[0][leaf].clone().flatten()  # type: ignore[union-attr]
-    spoilt[element] = torch.nan
-    first = [*case.grads[0][:leaf], spoilt.view(case.params[leaf].shape), *case.grads[0][leaf + 1 :]]
-    end = subject.run(case.but(grads=[first, *case.grads[1:]])).params[-1][leaf].flatten()[element]
+    leaf, element, spoilt = _spoilt(case, torch.nan)
+    end = subject.run(spoilt).params[-1][leaf].flatten()[element]
     same(end, torch.full_like(end, torch.nan), f"element {element} of params[{leaf}]")
 
 
 @law(Tried(more={"at": at, "bad": st.sampled_from([torch.nan, torch.inf, -torch.inf])}), claim="elementwise")
 def nan_containment(subject: Subject, case: Case) -> None:
     """A NaN or infinite gradient of one element reaches no other, bit for bit."""
-    leaf = case.more["at"] % len(case.params)
-    size = case.params[leaf].numel()
-    if size == 0:
-        raise SaysNothingError("the parameter is empty")
-    element = case.more["at"] % size
-    grads = [list(step) for step in case.grads]
-    spoilt = grads[0][leaf].clone().flatten()  # type: ignore[union-attr]
-    spoilt[element] = case.more["bad"]
-    grads[0][leaf] = spoilt.view(case.params[leaf].shape)
-    run, other = subject.run(case), subject.run(case.but(grads=grads))
+    leaf, element, spoilt = _spoilt(case, case.more["bad"])
+    run, other = subject.run(case), subject.run(spoilt)
     for i, (p, q) in enumerate(zip(run.params[-1], other.params[-1], strict=True)):
         keep = torch.ones(p.numel(), dtype=torch.bool)
         if i == leaf:
             keep[element] = False
         same(q.flatten()[keep], p.flatten()[keep], f"params[{i}] but for element {element} of params[{leaf}]")
+
+
+def _spoilt(case: Case, value: float) -> tuple[int, int, Case]:
+    """A parameter, an element of it, and the case with this value for the element's first gradient."""
+    leaf = case.more["at"] % len(case.params)
+    size = case.params[leaf].numel()
+    if size == 0:
+        raise SaysNothingError("the parameter is empty")
+    element = case.more["at"] % size
+    g = case.grads[0][leaf].clone().flatten()  # type: ignore[union-attr]
+    g[element] = value
+    first = [*case.grads[0][:leaf], g.view(case.params[leaf].shape), *case.grads[0][leaf + 1 :]]
+    return leaf, element, case.but(grads=[first, *case.grads[1:]])
 
 
 @law(Tried(leaves=(2, 2), more={"scale": st.sampled_from([0.5, 0.25, 0.75])}), uses=("param_groups",))
