@@ -3,16 +3,15 @@
 | backend | what runs |
 |---|---|
 | eager   | the rule, by torch, leaf by leaf; inside torch.func and torch.compile this is what they trace |
-| compile | the rule compiled by Inductor: one call a leaf, compiled once whatever its size |
+| compile | the rule written in C++, compiled once: one call and one pass over memory for all leaves of a dtype |
 | triton  | the rule as one Triton launch for all leaves of a dtype; its derivatives are the rule's |
-| auto    | triton on a GPU; on the CPU compile for large leaves, where there is a compiler, and eager for the rest |
+| auto    | triton on a GPU, compile on the CPU where there is a compiler, and eager where neither runs |
 """
 
 import functools
 import importlib.util
 import os
 import shutil
-import types
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -24,13 +23,21 @@ from torch import Tensor
 from funcopt.hyper import suggest
 from funcopt.observed import wrapped
 
-__all__ = ["BACKENDS", "Work", "check", "check_name", "compute_dtype", "interpreted", "run", "run_eager", "unavailable"]
+__all__ = [
+    "BACKENDS",
+    "CompilationError",
+    "Work",
+    "check",
+    "check_name",
+    "compiler",
+    "compute_dtype",
+    "interpreted",
+    "run",
+    "run_eager",
+    "unavailable",
+]
 
 BACKENDS = ("auto", "triton", "compile", "eager")
-
-# A compiled call costs more than it saves on a leaf with fewer elements than the first, and a compilation on a step
-# with fewer than the second in all.
-COMPILE_LEAF, COMPILE_STEP = 2**16, 2**20
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -62,12 +69,15 @@ class Work:
         def pick(values: list[Any]) -> list[Any]:
             return [values[i] for i in members]
 
+        rows = pick(self.rows)
+        own = {row: place for place, row in enumerate(dict.fromkeys(rows))}
         return replace(
             self,
             params=pick(self.params),
             grads=pick(self.grads),
             slots=[pick(slot) for slot in self.slots],
-            rows=pick(self.rows),
+            coefficients=[self.coefficients[row] for row in own],
+            rows=[own[row] for row in rows],
         )
 
     def updated(self, leaf: int) -> tuple[Tensor, list[Tensor]]:
@@ -77,18 +87,8 @@ class Work:
         rest = iter(slots)
         placed = (next(rest).to(dtype) if there else None for there in self.present)
         c = self.coefficients[self.rows[leaf]]
-        new = self.update(p.to(dtype), self.grads[leaf].to(dtype), *placed, c, *self.flags)
-        if not isinstance(new, tuple) or len(new) != 2 or not isinstance(new[1], tuple) or len(new[1]) != len(slots):
-            raise TypeError(
-                f"{self.update.__module__}.{self.update.__qualname__} must return (p, slots), slots a tuple of the "
-                f"{len(slots)} in use; it returned {_shape_of(new)}"
-            )
-        new_p, new_slots = new
+        new_p, new_slots = self.update(p.to(dtype), self.grads[leaf].to(dtype), *placed, c, *self.flags)
         return new_p.to(p.dtype), [new.to(slot.dtype) for slot, new in zip(slots, new_slots, strict=True)]
-
-
-def _shape_of(value: Any) -> str:
-    return f"({', '.join(map(_shape_of, value))})" if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
 Result = tuple[list[Tensor], list[list[Tensor]]]
@@ -122,10 +122,11 @@ def unavailable(backend: str, device: torch.device) -> str | None:
             )
         if device.type not in ("cpu", "cuda"):
             return f"the kernel runs on CUDA and ROCm devices, not on {device.type}; choose 'compile' or 'eager'"
-    if backend == "compile" and device.type == "cpu" and not _has_compiler():
-        return "Inductor needs a C++ compiler; install g++ or clang++ or set CXX, or choose backend='eager'"
-    if backend == "compile" and device.type == "cuda" and not _has_triton():
-        return "Inductor needs Triton on a GPU; pip install 'funcopt[triton]', or choose backend='eager'"
+    if backend == "compile":
+        if device.type != "cpu":
+            return f"the compiled kernel is for the CPU, not for {device.type}; choose 'auto' or 'eager'"
+        if not compiler():
+            return "there is no C++ compiler; install g++ or clang++ or set CXX, or choose backend='eager'"
     return None
 
 
@@ -140,17 +141,14 @@ def _has_triton() -> bool:
 
 
 @functools.cache
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++", "cl") if name)
+def compiler() -> str | None:
+    """The C++ compiler: CXX of the environment, or what is found of the usual ones."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-@functools.cache
-def _compiles(device_type: str) -> bool:
-    """Whether auto may compile for a device; says once why it does not."""
-    reason = unavailable("compile", torch.device(device_type))
-    if reason is not None:
-        warnings.warn(f"large parameters are updated without compiled code: {reason}", RuntimeWarning, stacklevel=2)
-    return reason is None
+class CompilationError(RuntimeError):
+    """No kernel could be made: there is no compiler, or it fails. Nothing has been changed by then."""
 
 
 # ---- the choice -----------------------------------------------------------------------------------------------------
@@ -171,18 +169,18 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
     runners = {
         "eager": run_eager,
         "compile": _run_compiled,
+        "auto compile": _run_compiled_or_eager,
         "triton": _launch_differentiable if differentiated else functools.partial(_launch, tables=tables),
     }
     if backend != "auto":
         for device in {p.device for p in work.params}:
             check(backend, device)
     parts: dict[str, list[int]] = {}
-    large = sum(p.numel() for p in work.params) >= COMPILE_STEP
     scalar = [all(not isinstance(c, Tensor) or c.dim() == 0 for c in cs) for cs in work.coefficients]
     for leaf, p in enumerate(work.params):
-        name = backend if backend != "auto" else _best(p, large, differentiated)
+        name = backend if backend != "auto" else _best(p)
         plain = type(p) in (Tensor, torch.nn.Parameter) and p.dtype in KERNEL_DTYPES
-        if not plain or not scalar[work.rows[leaf]] or (name == "compile" and differentiated):
+        if not plain or not scalar[work.rows[leaf]] or (name != "triton" and differentiated):
             name = "eager"  # distributed tensors, numbers that differ within a leaf, autograd: the rule, run by torch
         parts.setdefault(name, []).append(leaf)
     if len(parts) == 1:
@@ -198,12 +196,10 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
     return params, slots
 
 
-def _best(p: Tensor, large: bool, differentiated: bool) -> str:
+def _best(p: Tensor) -> str:
     if p.device.type == "cuda":
         return "eager" if unavailable("triton", p.device) else "triton"
-    if large and not differentiated and p.numel() >= COMPILE_LEAF and p.device.type == "cpu" and _compiles("cpu"):
-        return "compile"
-    return "eager"
+    return "auto compile" if p.device.type == "cpu" else "eager"
 
 
 # ---- torch ----------------------------------------------------------------------------------------------------------
@@ -247,49 +243,27 @@ def _cast(coefficients: tuple[Any, ...], p: Tensor) -> tuple[Any, ...]:
     return type(coefficients)(*map(cast, coefficients))
 
 
-# ---- Inductor -------------------------------------------------------------------------------------------------------
+# ---- kernels: imported here and not above, so that importing funcopt imports neither Triton nor what compiles --------
 
 
 def _run_compiled(work: Work) -> Result:
-    if not work.donate:
-        work = replace(
-            work, params=[p.clone() for p in work.params], slots=[[s.clone() for s in slot] for slot in work.slots]
-        )
-    rows = [torch.tensor([float(c) for c in cs], dtype=torch.float64, device="cpu") for cs in work.coefficients]
-    for leaf, p in enumerate(work.params):
-        g, slots = work.grads[leaf], [slot[leaf] for slot in work.slots]
-        if p.numel() < 2 or not all(t.is_contiguous() for t in (p, g, *slots)) or _aliased(g, p, *slots):
-            run_eager(replace(work.of([leaf]), donate=True))  # too small for a symbolic size, or no flat view of it
-            continue
-        dtypes = (p.dtype, *(s.dtype for s in slots))
-        kernel = _compiled(work.update, work.flags, work.present, type(work.coefficients[0]), dtypes)
-        kernel(p.view(-1), g.view(-1), [s.view(-1) for s in slots], rows[work.rows[leaf]])
-    return work.params, work.slots
+    from funcopt.kernels import cpu
+
+    result: Result = cpu.step(work)
+    return result
 
 
-def _aliased(g: Tensor, *written: Tensor) -> bool:
-    """Whether a contiguous gradient shares memory with what is written: Dynamo would compile for just that."""
-    start, end = g.data_ptr(), g.data_ptr() + g.nbytes
-    return any(t.data_ptr() < end and start < t.data_ptr() + t.nbytes for t in written)
+def _run_compiled_or_eager(work: Work) -> Result:
+    try:
+        return _run_compiled(work)
+    except CompilationError as error:
+        _say_once(str(error))
+        return run_eager(work)
 
 
-@functools.lru_cache(maxsize=256)
-def _compiled(
-    update: Callable[..., Any], flags: tuple[bool, ...], present: tuple[bool, ...], fields: Any, dtypes: tuple[Any, ...]
-) -> Callable[..., None]:
-    def in_place(p: Tensor, g: Tensor, slots: list[Tensor], row: Tensor) -> None:
-        c = fields(*row.to(compute_dtype(p.dtype)).unbind())
-        new_p, new_slots = Work(update, flags, [p], [g], [[s] for s in slots], present, [c], [0], True).updated(0)
-        p.copy_(new_p)
-        for old, new in zip(slots, new_slots, strict=True):
-            old.copy_(new)
-
-    # Dynamo counts recompilations by code object: a copy of its own keeps one rule's from counting as another's.
-    own = types.FunctionType(in_place.__code__.replace(), globals(), update.__name__, closure=in_place.__closure__)
-    return torch.compile(own, dynamic=True, fullgraph=True)
-
-
-# ---- Triton: imported here and not above, so that importing funcopt does not import it ------------------------------
+@functools.cache
+def _say_once(reason: str) -> None:
+    warnings.warn(f"parameters on the CPU are updated without compiled code: {reason}", RuntimeWarning, stacklevel=2)
 
 
 def _launch(work: Work, tables: dict[Hashable, Any] | None = None) -> Result:

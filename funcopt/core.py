@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from funcopt import backends, hyper, observed, tree
+from funcopt import backends, expression, hyper, observed, tree
 from funcopt.declaration import Rule, Slot
 from funcopt.step import Leaves, step
 
@@ -56,8 +56,6 @@ def rule(
         check: `(hparams, flags) -> None`, or what is wrong with this combination of otherwise valid numbers.
         doc: the factory's docstring.
         exempt: laws of `funcopt.testing` that the algorithm does not keep, each with the reason.
-
-    A rule's functions must have their source in a file (or a notebook cell): Triton reads it.
     """
     made = Rule(
         name=name,
@@ -72,6 +70,7 @@ def rule(
         exempt=dict(exempt or {}),
     )
     _check_declaration(made)
+    _check_equation(made)
     _check_update(made)
 
     def factory(*, backend: str = "auto", **flags: bool) -> PureOptimizer:
@@ -140,9 +139,30 @@ def _check_declaration(made: Rule) -> None:
         )
 
 
+def _check_equation(made: Rule) -> None:
+    """Write the equation down with every combination of flags and slots: what cannot be is refused now."""
+    depends = [slot.when for slot in made.slots if slot.when in made.hparams]
+    defaults = hyper.validate(made.name, made.hparams, {})
+    for chosen in itertools.product((False, True), repeat=len(made.flags)):
+        flags = dict(zip(made.flags, chosen, strict=True))
+        for used in itertools.product((False, True), repeat=len(set(depends))):
+            there: dict[Any, bool] = {**flags, **dict(zip(dict.fromkeys(depends), used, strict=True))}
+            present = tuple(slot.when is None or there[slot.when] for slot in made.slots)
+            try:
+                expression.written(made.update, chosen, present, made.Coefficients)
+            except Exception as error:
+                if made.check is not None and made.check(defaults, flags):
+                    continue  # a combination that is refused with these numbers, and may be with all
+                choice = ", ".join(f"{name}={value}" for name, value in flags.items())
+                raise TypeError(
+                    f"{made.name}: update must be an equation of numbers, in arithmetic, comparisons and funcopt.ops; "
+                    f"{f'with {choice} ' if choice else ''}it fails with {type(error).__name__}: {error}"
+                ) from error
+
+
 def _check_update(made: Rule) -> None:
     """Run the equation once with the default flags and numbers, each slot in use where its number would be set."""
-    opt = pure(made)
+    opt = pure(made, backend="eager")
     ones = torch.ones(2, 3, dtype=torch.float64)
     slots = [slot for slot in made.slots if slot.when is None or slot.when in made.hparams or opt.flags[slot.when]]
     state = {"step": torch.zeros(()), **{slot.name: ones.clone() for slot in slots}}

@@ -1,22 +1,25 @@
 """The op table: the functions an update equation may call, as torch runs them.
 
-`funcopt.kernels.ops` holds the same names as Triton runs them. A rule's `update` uses arithmetic, comparisons,
-`if` on its flags, and these functions; its `coefficients` may use the ones that also take Python floats.
+A rule's `update` uses arithmetic, comparisons, `if` on its flags, and these functions; on an `Expression` they write
+themselves down, for the kernels. Its `coefficients` may use the ones that also take Python floats.
 
 Every function is finite at 0, and so are its first and second derivatives: `sqrt` has slope 0 there, because a zero
 gradient must not poison a meta-gradient.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from funcopt.expression import Expression
 from funcopt.observed import wrapped
 
 __all__ = ["abs", "expm1", "log", "maximum", "minimum", "one_minus_power", "sign", "sqrt", "where"]
 
-Number = float | Tensor
+Scalar = float | Tensor
+Number = Any  # the same, or an Expression
 
 
 # ---- elementwise, in `update` -----------------------------------------------------------------------------------
@@ -24,6 +27,8 @@ Number = float | Tensor
 
 def sqrt(x: Number) -> Number:
     """Square root of x ≥ 0 (NaN below), with derivative 0 at 0."""
+    if isinstance(x, Expression):
+        return Expression("sqrt", x)
     if not isinstance(x, Tensor):
         return math.sqrt(x)
     if not (x.requires_grad or wrapped(x)):
@@ -32,23 +37,44 @@ def sqrt(x: Number) -> Number:
     return torch.where(zero, x, torch.sqrt(torch.where(zero, 1.0, x)))
 
 
-def maximum(x: Tensor, y: Number) -> Tensor:
+def maximum(x: Number, y: Number) -> Number:
     """The larger of the two, NaN where either is; where they are equal each gets half of the derivative."""
-    return torch.maximum(x, torch.as_tensor(y, dtype=x.dtype, device=x.device))
+    if isinstance(x, Expression) or isinstance(y, Expression):
+        return Expression("maximum", x, y)
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        return x if x > y or x != x else y
+    return torch.maximum(*_tensors(x, y))
 
 
-def minimum(x: Tensor, y: Number) -> Tensor:
+def minimum(x: Number, y: Number) -> Number:
     """The smaller of the two, NaN where either is; where they are equal each gets half of the derivative."""
-    return torch.minimum(x, torch.as_tensor(y, dtype=x.dtype, device=x.device))
+    if isinstance(x, Expression) or isinstance(y, Expression):
+        return Expression("minimum", x, y)
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        return x if x < y or x != x else y
+    return torch.minimum(*_tensors(x, y))
 
 
-def abs(x: Tensor) -> Tensor:
+def _tensors(x: Number, y: Number) -> tuple[Tensor, Tensor]:
+    """Both as tensors, a number like the other."""
+    like = x if isinstance(x, Tensor) else y
+    x, y = (torch.as_tensor(n, dtype=like.dtype, device=like.device) for n in (x, y))
+    return x, y
+
+
+def abs(x: Number) -> Number:
     """Absolute value, with derivative 0 at 0."""
-    return torch.abs(x)
+    if isinstance(x, Expression):
+        return Expression("abs", x)
+    return torch.abs(x) if isinstance(x, Tensor) else math.fabs(x)
 
 
-def sign(x: Tensor) -> Tensor:
+def sign(x: Number) -> Number:
     """-1, 0 or 1; NaN stays NaN."""
+    if isinstance(x, Expression):
+        return Expression("sign", x)
+    if not isinstance(x, Tensor):
+        return float((x > 0) - (x < 0)) if x == x else x
     return torch.where(x != x, x, torch.sign(x))
 
 
@@ -57,6 +83,8 @@ def where(condition: bool | Tensor, x: Number, y: Number) -> Number:
 
     As with torch.where, a side that is not taken must have a finite derivative all the same.
     """
+    if isinstance(condition, Expression):
+        return Expression("where", condition, x, y)
     if isinstance(condition, Tensor):
         if condition.dim() == 0 and not isinstance(x, Tensor) and not isinstance(y, Tensor):
             x = torch.full((), x, dtype=torch.float64, device=condition.device)  # torch would make float32 of the two
@@ -67,19 +95,19 @@ def where(condition: bool | Tensor, x: Number, y: Number) -> Number:
 # ---- scalars, in `coefficients`: a Python float stays one, a tensor is float64 and differentiable -------------------
 
 
-def log(x: Number) -> Number:
+def log(x: Scalar) -> Scalar:
     """Natural logarithm of x ≥ 0; log(0) = -inf, for a float too."""
     if isinstance(x, Tensor):
         return torch.log(x)
     return math.log(x) if x > 0 else -math.inf
 
 
-def expm1(x: Number) -> Number:
+def expm1(x: Scalar) -> Scalar:
     """exp(x) - 1 without cancellation near 0."""
     return torch.expm1(x) if isinstance(x, Tensor) else math.expm1(x)
 
 
-def one_minus_power(base: Number, exponent: Number) -> Number:
+def one_minus_power(base: Scalar, exponent: Scalar) -> Scalar:
     """1 - base**exponent as -expm1(exponent·log(base)), for base in [0, 1): no cancellation, differentiable in both.
 
     At base = 0 the value is 1 and the derivative that of the polynomial.

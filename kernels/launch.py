@@ -1,113 +1,58 @@
 """One launch for all leaves of a kind: the tables that the kernel reads, and what of them serves the next step too."""
 
 import contextlib
+import functools
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
-from funcopt.backends import Result, Work, compute_dtype
-from funcopt.kernels.multi_tensor import arguments, fill, multi_tensor_update, to_triton
+from funcopt import expression
+from funcopt.backends import Result, Work
+from funcopt.kernels import table
+from funcopt.kernels.multi_tensor import fill, multi_tensor_update, update_chunk
 
-__all__ = ["BLOCK", "TRITON_DTYPES", "WARPS", "scalars", "step"]
+__all__ = ["BLOCK", "OPTIONS", "WARPS", "call", "scalars", "step"]
 
 # A program's elements and warps: two 16-byte vectors of float32 a thread for each array, so that enough loads are under
 # way to hide memory's latency. Chosen by rule, not by autotuning, which would run an in-place kernel several times.
 BLOCK, WARPS = 1024, 4
 
-TRITON_DTYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-
-Leaf = list[Tensor]
+# No contraction of a·b + c: every operation rounds by itself, as torch's.
+OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}
 
 
-def step(work: Work, tables: dict[Hashable, Any] | None = None) -> Result:
+def step(work: Work, kept: dict[Hashable, Any] | None = None) -> Result:
     """Do the work, one launch for each device and combination of dtypes.
 
     Args:
         work: scalars are floats or 0-d tensors; all leaves of floating dtype, on devices that Triton runs on.
-        tables: where to keep the tables of this step for the next one; the caller owns it, one for each optimizer.
+        kept: where to keep the tables of this step for the next one; the caller owns it, one for each optimizer.
     """
-    kinds: dict[Hashable, list[int]] = {}
-    for leaf, p in enumerate(work.params):
-        kind = (p.device, p.dtype, work.grads[leaf].dtype, *(slot[leaf].dtype for slot in work.slots))
-        kinds.setdefault(kind, []).append(leaf)
-    params = list(work.params)
-    slots = [list(slot) for slot in work.slots]
-    for kind, members in kinds.items():
-        part = work.of(members)
-        inputs = [_inputs(part, leaf) for leaf in range(len(members))]
-        outputs = [_outputs(leaf, work.donate) for leaf in inputs]
-        _launch(part, inputs, outputs, kind, tables)
-        for leaf, member in enumerate(members):
-            new = outputs[leaf]
-            if work.donate:  # the result is in the donated tensor, unless a copy was made to lie in order
-                old = [params[member], *(slot[member] for slot in slots)]
-                new = [o if o is n else o.copy_(n) for o, n in zip(old, new, strict=True)]
-                torch.autograd.graph.increment_version(old)
-            params[member] = new[0]
-            for slot, value in zip(slots, new[1:], strict=True):
-                slot[member] = value
-    return params, slots
+    return table.run(work, functools.partial(call, kept=kept))
 
 
-# ---- one leaf's tensors ---------------------------------------------------------------------------------------------
-
-
-def _inputs(work: Work, leaf: int) -> Leaf:
-    """p, g and the slots, lying in memory alike and without gaps: the kernel walks them by address."""
-    p = work.params[leaf]
-    tensors = [t.resolve_neg() for t in (p, work.grads[leaf], *(slot[leaf] for slot in work.slots))]
-    if all(t.is_contiguous() for t in tensors):
-        return tensors
-    if not torch.ops.aten.is_non_overlapping_and_dense(p):
-        return [t.contiguous() for t in tensors]
-    return [t if t.stride() == p.stride() else torch.empty_like(p, dtype=t.dtype).copy_(t) for t in tensors]
-
-
-def _outputs(inputs: Leaf, donate: bool) -> Leaf:
-    p, _, *slots = inputs
-    return [p, *slots] if donate else [torch.empty_like(t) for t in (p, *slots)]
-
-
-# ---- one launch -----------------------------------------------------------------------------------------------------
-
-
-def _launch(
-    work: Work, inputs: list[Leaf], outputs: list[Leaf], kind: tuple[Any, ...], tables: dict[Hashable, Any] | None
-) -> None:
-    device, dtype, grad_dtype, *slot_dtypes = kind
-    sizes = tuple(p.numel() for p, *_ in inputs)
-    chunks = _chunks(sizes, device)
+def call(work: Work, rows: table.Table, kept: dict[Hashable, Any] | None = None) -> None:
+    """Launch the kernel on a table."""
+    width, device = table.width(len(work.slots)), rows.device
+    chunks = _chunks(tuple(rows.rows[table.SIZE :: width]), device)
     if len(chunks) == 0:
         return
-    rows = []
-    for size, own, tensors, new in zip(sizes, work.rows, inputs, outputs, strict=True):
-        addresses = [t.data_ptr() for t in (*tensors, *new)]
-        rows.append([size, own, all(address % 16 == 0 for address in addresses), *addresses])
     fields = type(work.coefficients[0])
+    equation = expression.written(work.update, work.flags, work.present, fields)
+    on_host = torch.frombuffer(rows.rows, dtype=torch.int64).view(-1, width).clone()
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         multi_tensor_update[(len(chunks),)](
-            _table(torch.tensor(rows, dtype=torch.int64, device="cpu"), device, tables, kind),
+            _table(on_host, device, kept, (device, *rows.dtypes)),
             chunks,
             scalars(work.coefficients, device),
-            UPDATE=to_triton(work.update),
-            ARGUMENTS=arguments(work.present, work.flags),
-            COEFFICIENTS=fields,
+            UPDATE_CHUNK=update_chunk(equation, rows.dtypes),
+            WIDTH=width,
             COUNT=len(fields._fields),
-            DTYPE=TRITON_DTYPES[dtype],
-            GRAD=TRITON_DTYPES[grad_dtype],
-            SLOTS=tuple(TRITON_DTYPES[d] for d in slot_dtypes),
-            COMPUTE=TRITON_DTYPES[compute_dtype(dtype)],
             BLOCK=BLOCK,
-            num_warps=WARPS,
+            **OPTIONS,
         )
 
 

@@ -1,32 +1,36 @@
 """The one kernel: every tensor of a launch updated by one rule, chunk by chunk.
 
-`table` has a row of int64 for each tensor: its number of elements, the row of its coefficients, whether all of its
-addresses are multiples of 16, then the addresses of p, g and the slots in use, and of where the new p and slots go.
-`chunks` has for each program the tensor in its upper 32 bits and the chunk within that tensor in its lower, so that
-offsets, 64 bits wide, have no limit. Nothing that a step changes is a specialised argument: the numbers are in memory.
+`table` has a row of int64 for each tensor, see `funcopt.kernels.table`. `chunks` has for each program the tensor in its
+upper 32 bits and the chunk within that tensor in its lower, so that offsets, 64 bits wide, have no limit. Nothing that
+a step changes is a specialised argument: the numbers are in memory.
+
+What happens to a chunk is a rule's own: `source` writes it from the update equation, in Triton's Python.
 """
 
-import builtins
-import dis
 import functools
-import types
-from collections import namedtuple
-from collections.abc import Callable
+import hashlib
+import linecache
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
 from funcopt import backends
-from funcopt import ops as torch_ops
-from funcopt.kernels import ops as triton_ops
+from funcopt.backends import compute_dtype
+from funcopt.expression import Equation
+from funcopt.kernels import ops
+from funcopt.kernels.statements import Language, Statements
+
+__all__ = ["fill", "multi_tensor_update", "source", "update_chunk"]
 
 # Triton's interpreter cuts a float32 off where it should round it to bfloat16.
 INTERPRETED = tl.constexpr(backends.interpreted())
 
 
 @triton.jit
-def _rounded(x, DTYPE: tl.constexpr):
+def rounded(x, DTYPE: tl.constexpr):
     if INTERPRETED and DTYPE == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         even = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
@@ -35,49 +39,31 @@ def _rounded(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _pointer(row, column: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    pointer = tl.load(row + column).to(tl.pointer_type(DTYPE))
+def pointer(row, column: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    address = tl.load(row + column).to(tl.pointer_type(DTYPE))
     if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer
-
-
-@triton.jit
-def _update_chunk(
-    row, i, mask, c, UPDATE: tl.constexpr, ARGUMENTS: tl.constexpr, DTYPE: tl.constexpr, GRAD: tl.constexpr,
-    SLOTS: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
-    p = tl.load(_pointer(row, 3, DTYPE, ALIGNED) + i, mask=mask).to(COMPUTE)
-    g = tl.load(_pointer(row, 4, GRAD, ALIGNED) + i, mask=mask).to(COMPUTE)
-    loaded = ()
-    for k in tl.static_range(len(SLOTS)):
-        loaded = loaded + (tl.load(_pointer(row, 5 + k, SLOTS[k], ALIGNED) + i, mask=mask).to(COMPUTE),)
-    p, slots = UPDATE(p, g, *ARGUMENTS(c, *loaded))
-    tl.store(_pointer(row, 5 + len(SLOTS), DTYPE, ALIGNED) + i, _rounded(p, DTYPE), mask=mask)
-    for k in tl.static_range(len(SLOTS)):
-        tl.store(_pointer(row, 6 + len(SLOTS) + k, SLOTS[k], ALIGNED) + i, _rounded(slots[k], SLOTS[k]), mask=mask)
+        address = tl.multiple_of(address, 16)
+    return address
 
 
 @triton.jit
 def multi_tensor_update(
-    table, chunks, coefficients, UPDATE: tl.constexpr, ARGUMENTS: tl.constexpr, COEFFICIENTS: tl.constexpr,
-    COUNT: tl.constexpr, DTYPE: tl.constexpr, GRAD: tl.constexpr, SLOTS: tl.constexpr,
-    COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
+    table, chunks, coefficients, UPDATE_CHUNK: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     chunk = tl.load(chunks + tl.program_id(0))
-    row = table + (chunk >> 32) * (6 + 2 * len(SLOTS))
+    row = table + (chunk >> 32) * WIDTH
     offset = tl.multiple_of((chunk & 0xFFFFFFFF) * BLOCK, BLOCK)
     size = tl.load(row)
-    scalars = coefficients + tl.load(row + 1) * COUNT
-    values = ()
-    for k in tl.static_range(COUNT):
-        values = values + (tl.load(scalars + k).to(COMPUTE),)
-    c = COEFFICIENTS(*values)
+    c = coefficients + tl.load(row + 1) * COUNT
+    addresses = tl.load(row + 2)
+    for column in tl.static_range(3, WIDTH):
+        addresses = addresses | tl.load(row + column)
     i = offset + tl.arange(0, BLOCK)
-    if (offset + BLOCK <= size) & (tl.load(row + 2) != 0):  # a whole chunk, aligned: no mask, 16-byte accesses
-        _update_chunk(row, i, None, c, UPDATE, ARGUMENTS, DTYPE, GRAD, SLOTS, COMPUTE, True)
+    if (offset + BLOCK <= size) & (addresses % 16 == 0):  # a whole chunk, aligned: no mask, 16-byte accesses
+        UPDATE_CHUNK(row, i, None, c, True)
     else:
-        _update_chunk(row, i, i < size, c, UPDATE, ARGUMENTS, DTYPE, GRAD, SLOTS, COMPUTE, False)
+        UPDATE_CHUNK(row, i, i < size, c, False)
 
 
 @triton.jit(do_not_specialize=[f"a{k}" for k in range(8)])
@@ -89,68 +75,85 @@ def fill(table, first, size, a0, a1, a2, a3, a4, a5, a6, a7):
             tl.store(table + first + k, values[k])
 
 
-@functools.cache
-def arguments(present: tuple[bool, ...], flags: tuple[bool, ...]) -> Any:
-    """What a rule's update takes after p and g, made from c and the slots in use: `(*slots, c, *flags)`.
+# ---- what happens to a chunk ----------------------------------------------------------------------------------------
 
-    It is a NamedTuple type because a kernel can make one with None in it, for a slot that is not in use. Triton's cache
-    of compiled kernels goes by its name.
+TYPES = {
+    torch.float64: "tl.float64",
+    torch.float32: "tl.float32",
+    torch.bfloat16: "tl.bfloat16",
+    torch.float16: "tl.float16",
+}
+
+OPERATIONS = {
+    "add": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "div": "{} / {}",
+    "neg": "-{}",
+    "lt": "{} < {}",
+    "le": "{} <= {}",
+    "gt": "{} > {}",
+    "ge": "{} >= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "and": "{} & {}",
+    "or": "{} | {}",
+    "not": "~{}",
+    "sqrt": "tl.sqrt({})",
+    "abs": "tl.abs({})",
+    "sign": "sign({})",
+    "maximum": "maximum({}, {})",
+    "minimum": "minimum({}, {})",
+    "where": "tl.where({}, {}, {})",
+}
+
+# Of float32 what is not rounded correctly otherwise; of float64 everything is.
+OPERATIONS_FLOAT32 = {**OPERATIONS, "div": "tl.div_rn({}, {})", "sqrt": "tl.sqrt_rn({})"}
+
+
+def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
+    """The Python, as Triton compiles it, of what happens to a chunk of a tensor.
+
+    Args:
+        equation: the update, written down.
+        dtypes: of p, g and the slots in use.
     """
-    fields = [f"slot{k}" for k in range(len(present))] + ["c"] + [f"flag{k}" for k in range(len(flags))]
-
-    class Arguments(namedtuple("Arguments", fields)):
-        __slots__ = ()
-
-        def __new__(cls, c: Any, *slots: Any) -> Any:
-            rest = iter(slots)
-            return super().__new__(cls, *(next(rest) if there else None for there in present), c, *flags)
-
-    name = "_".join(["Arguments", *("01"[choice] for choice in (*present, *flags))])
-    Arguments.__name__ = Arguments.__qualname__ = name
-    return Arguments
+    compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
+    literals = {name: f"tl.full((), float('{name}'), tl.float64)" for name in ("nan", "inf", "-inf")}
+    language = Language(
+        operations=OPERATIONS_FLOAT32 if compute == "tl.float32" else OPERATIONS,
+        scalar_operations=OPERATIONS,
+        statement="{name} = {value}",
+        kinds=("", "", ""),
+        literal="tl.full((), {}, tl.float64)",
+        literals=literals,
+        scalar="{}.to(tl.float64)",
+        number=f"{{}}.to({compute})",
+    )
+    statements = Statements(language)
+    results = [statements.number(result) for result in equation.results]
+    names = ["p", "g", *(f"s{k}" for k in range(equation.slots))]
+    written = [0, *range(2, len(names))]  # p and the slots, in the order of `names`
+    scalars = [f"c{k} = tl.load(c + {k})  # {field}" for k, field in enumerate(equation.fields)]
+    loads = [
+        f"{name} = tl.load(pointer(row, {2 + k}, {t}, ALIGNED) + i, mask=mask).to({compute})"
+        for k, (name, t) in enumerate(zip(names, types, strict=True))
+    ]
+    stores = [
+        f"tl.store(pointer(row, {2 + k}, {types[of]}, ALIGNED) + i, rounded({result}, {types[of]}), mask=mask)"
+        for k, (of, result) in enumerate(zip(written, results, strict=True), len(names))
+    ]
+    body = [*scalars, *statements.scalars, *loads, *statements.elements, *stores]
+    return "\n    ".join(["def update_chunk(row, i, mask, c, ALIGNED: tl.constexpr):", *body, ""])
 
 
 @functools.lru_cache(maxsize=256)
-def to_triton(function: Callable[..., Any]) -> Any:
-    """A rule's own function as a Triton function: the same code, with Triton's op table for torch's.
-
-    Functions that it calls are taken along; numbers that it names become constants.
-
-    Raises:
-        TypeError: it names something that Triton has no counterpart of.
-    """
-    closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    names = {}
-    for instruction in dis.get_instructions(function):  # an attribute, as in c.lr, is no name of the module's
-        name = instruction.argval
-        if instruction.opname == "LOAD_DEREF":
-            names[name] = _counterpart(function, name, closure[name].cell_contents)
-        elif instruction.opname == "LOAD_GLOBAL" and name in function.__globals__:
-            names[name] = _counterpart(function, name, function.__globals__[name])
-    scope = {**names, "tl": tl, "__name__": function.__module__, "__builtins__": builtins}
-    copy = types.FunctionType(
-        function.__code__,
-        scope,
-        function.__name__,
-        function.__defaults__,
-        tuple(types.CellType(names[name]) for name in function.__code__.co_freevars),
-    )
-    copy.__module__, copy.__qualname__ = function.__module__, function.__qualname__
-    return triton.jit(copy)
-
-
-def _counterpart(function: Callable[..., Any], name: str, value: Any) -> Any:
-    if value is torch_ops:
-        return triton_ops
-    if isinstance(value, int | float):
-        return tl.constexpr(value)
-    if isinstance(value, types.FunctionType):
-        if value.__module__ != torch_ops.__name__:
-            return to_triton(value)
-        if hasattr(triton_ops, value.__name__):
-            return getattr(triton_ops, value.__name__)
-    known = [name for name in torch_ops.__all__ if hasattr(triton_ops, name)]
-    raise TypeError(
-        f"{function.__module__}.{function.__qualname__} uses {name!r}, which Triton cannot run; "
-        f"an update may call its own functions and funcopt.ops: {', '.join(known)}"
-    )
+def update_chunk(equation: Equation, dtypes: tuple[torch.dtype, ...]) -> Any:
+    """The function of `source`, for Triton to compile."""
+    text = source(equation, dtypes)
+    # Triton reads a function's text, and names what it keeps of it by this name.
+    name = f"<funcopt {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    scope = {"tl": tl, "pointer": pointer, "rounded": rounded, "__name__": __name__, **vars(ops)}
+    exec(compile(text, name, "exec"), scope)
+    return triton.jit(scope["update_chunk"])

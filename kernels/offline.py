@@ -16,10 +16,11 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from funcopt.backends import compute_dtype
+from funcopt import expression
 from funcopt.core import PureOptimizer
-from funcopt.kernels.launch import BLOCK, TRITON_DTYPES, WARPS
-from funcopt.kernels.multi_tensor import arguments, multi_tensor_update, to_triton
+from funcopt.kernels import table
+from funcopt.kernels.launch import BLOCK, OPTIONS, WARPS
+from funcopt.kernels.multi_tensor import multi_tensor_update, update_chunk
 
 __all__ = ["TARGETS", "accesses", "assembly", "bytes_per_element", "local_memory"]
 
@@ -43,16 +44,13 @@ def assembly(
         dtype: of the parameters and gradients.
         slot_dtype: of the slots; that of the parameters if left out.
     """
-    slot = TRITON_DTYPES[slot_dtype or dtype]
+    dtypes = (dtype, dtype, *[slot_dtype or dtype] * len(slots))
+    present = tuple(slot.name in slots for slot in opt.rule.slots)
+    equation = expression.written(opt.rule.update, tuple(opt.flags.values()), present, opt.rule.Coefficients)
     constants = {
-        "UPDATE": to_triton(opt.rule.update),
-        "ARGUMENTS": arguments(tuple(s.name in slots for s in opt.rule.slots), tuple(opt.flags.values())),
-        "COEFFICIENTS": opt.rule.Coefficients,
-        "COUNT": len(opt.rule.Coefficients._fields),
-        "DTYPE": TRITON_DTYPES[dtype],
-        "GRAD": TRITON_DTYPES[dtype],
-        "SLOTS": (slot,) * len(slots),
-        "COMPUTE": TRITON_DTYPES[compute_dtype(dtype)],
+        "UPDATE_CHUNK": update_chunk(equation, dtypes),
+        "WIDTH": table.width(len(slots)),
+        "COUNT": len(equation.fields),
         "BLOCK": BLOCK,
     }
     names = multi_tensor_update.arg_names
@@ -63,7 +61,7 @@ def assembly(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={},
     )
-    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": WARPS})
+    compiled = triton.compile(source, target=TARGETS[target], options=OPTIONS)
     return compiled.asm["ptx"] if "ptx" in compiled.asm else compiled.asm["amdgcn"]
 
 

@@ -1,20 +1,9 @@
-"""The op table as Triton runs it: the names of `funcopt.ops` that an `update` may call.
-
-They are jitted functions, not `tl` functions under another name, so that Triton's interpreter can run them too.
-"""
+"""What of the op table Triton has no single word for; jitted, so that its interpreter can run them too."""
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def sqrt(x):
-    """Correctly rounded, as torch's is."""
-    if x.dtype == tl.float64:
-        root = tl.sqrt(x)
-    else:
-        root = tl.sqrt_rn(x)
-    return root
+__all__ = ["maximum", "minimum", "sign"]
 
 
 @triton.jit
@@ -28,15 +17,5 @@ def minimum(x, y):
 
 
 @triton.jit
-def abs(x):
-    return tl.abs(x)
-
-
-@triton.jit
 def sign(x):
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
-
-
-@triton.jit
-def where(condition, x, y):
-    return tl.where(condition, x, y)
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, tl.where(x == 0, 0.0, x)))

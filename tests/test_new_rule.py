@@ -212,10 +212,18 @@ DECLARATIONS = [
     ({"flags": {"lr": False}}, "the name 'lr' is taken twice"),
     ({"slots": (Slot("m", when="lrr"),), "update": one_slot}, "slot 'm' depends on 'lrr', .* did you mean 'lr'"),
     ({"update": writes_in_place}, r"update writes to p; write p = p \+ … for \+="),
-    ({"slots": ("m",), "update": returns_no_slots}, r"must return \(p, slots\), .* the 1 in use; it returned a Tensor"),
+    ({"slots": ("m",), "update": returns_no_slots}, r"must return \(p, slots\), .* the 1 in use; it returned a number"),
     ({"slots": ("m",), "update": step}, r"update takes \(p, g, m, c\)"),
-    ({"slots": ("m",), "update": lambda p, g, m, c: (p, ())}, r"it returned \(a Tensor, \(\)\)"),
-    ({"slots": ("m",), "update": wrong_order}, "wrong: update fails on .* with AttributeError: .* 'lr'"),
+    ({"slots": ("m",), "update": lambda p, g, m, c: (p, ())}, r"it returned \(a number, \(\)\)"),
+    ({"update": lambda p, g, c: (p - c.lr * torch.sign(g), ())}, "update must be an equation .* fails with TypeError"),
+    ({"update": lambda p, g, c: (p - c.lr * g**2, ())}, r"there is no \*\* here; write x \* x"),
+    ({"update": lambda p, g, c: (p - c.lr * (g if g > 0 else -g), ())}, "`if`, `and`, `or` and `not` need a flag"),
+    ({"update": lambda p, g, c: (p - c.lr * g.mean(), ())}, r"a number has no \.mean here"),
+    ({"update": lambda p, g, c: (p - torch.ones(()) * g, ())}, "update must be an equation"),
+    (
+        {"slots": ("m",), "update": wrong_order},
+        r"wrong: update must be an equation .* fails with AttributeError: a number has no \.lr here",
+    ),
 ]
 
 

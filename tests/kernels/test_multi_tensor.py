@@ -9,7 +9,6 @@ import torch
 import funcopt
 from funcopt import observed, ops
 from funcopt.kernels import launch
-from funcopt.kernels.multi_tensor import to_triton
 from tests.rules_table import COMBINATIONS, IDS, NUMBERS
 
 BLOCK = launch.BLOCK
@@ -323,22 +322,6 @@ def test_a_rule_may_call_functions_and_name_numbers(device, ieee_sqrt):
     p, g = torch.randn(300, device=device), torch.randn(300, device=device)
     eager, triton = made(backend="eager"), made(backend="triton")
     assert_same(triton(p, g, triton.init(p), triton.hparams()), eager(p, g, eager.init(p), eager.hparams()), largest=3)
-
-
-def _uses_torch(p, g, c):
-    return p - torch.sqrt(g), ()
-
-
-lr = torch.tensor(0.1)  # a name of the module's, and an attribute of c's
-
-
-def test_an_attribute_is_no_name_of_the_module():
-    assert to_triton(_update) is not None
-
-
-def test_what_triton_cannot_run_is_named():
-    with pytest.raises(TypeError, match=r"_uses_torch uses 'torch', which Triton cannot run.*funcopt\.ops: .*sqrt"):
-        to_triton(_uses_torch)
 
 
 def test_numbers_that_cannot_be_read_here(device, monkeypatch):

@@ -97,7 +97,7 @@ def triton_agrees(subject: PureSubject, case: Case) -> None:
         params=("unit",),
         grads=("unit", "zero"),
         steps=(1, 3),
-        dtypes=(torch.float32, torch.float64),
+        dtypes=DTYPES,
         more={"size": sizes},
     ),
     of="pure",
@@ -105,7 +105,7 @@ def triton_agrees(subject: PureSubject, case: Case) -> None:
     cost=8,
 )
 def compile_agrees(subject: PureSubject, case: Case) -> None:
-    """Code compiled by Inductor gives what torch gives, to rounding: tails, 0-d, empty and strided tensors too."""
+    """The kernel in C++ gives what torch gives, to rounding: tails, 0-d, empty and strided tensors too."""
     _agrees(subject, resized(case), "compile")
 
 

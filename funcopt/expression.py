@@ -1,0 +1,153 @@
+"""An equation written down instead of worked out: `update` run on these is the graph of its operations."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+__all__ = ["CONDITIONS", "Equation", "Expression", "written"]
+
+# The operations whose values are conditions, not numbers.
+CONDITIONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
+
+
+class Expression:
+    """A number of an equation, or a condition: an operation on others, or a name.
+
+    Args:
+        operation: "name" for a quantity that is given, else the operation: an operator's, or a function's of
+            `funcopt.ops`.
+        parts: the name, or what the operation is of: expressions and Python numbers.
+        scalar: whether it is the same for all elements: made of coefficients and constants alone.
+    """
+
+    __slots__ = ("operation", "parts", "scalar")
+
+    def __init__(self, operation: str, *parts: Any, scalar: bool | None = None) -> None:
+        for part in parts:
+            if operation != "name" and not isinstance(part, Expression | float | int):
+                raise TypeError(f"{operation} takes numbers of the equation and Python's; got a {type(part).__name__}")
+        self.operation, self.parts = operation, parts
+        self.scalar = all(getattr(part, "scalar", True) for part in parts) if scalar is None else scalar
+
+    def __repr__(self) -> str:
+        return str(self.parts[0]) if self.operation == "name" else f"{self.operation}{self.parts}"
+
+    def __add__(self, other: Any) -> "Expression":
+        return Expression("add", self, other)
+
+    def __radd__(self, other: Any) -> "Expression":
+        return Expression("add", other, self)
+
+    def __sub__(self, other: Any) -> "Expression":
+        return Expression("sub", self, other)
+
+    def __rsub__(self, other: Any) -> "Expression":
+        return Expression("sub", other, self)
+
+    def __mul__(self, other: Any) -> "Expression":
+        return Expression("mul", self, other)
+
+    def __rmul__(self, other: Any) -> "Expression":
+        return Expression("mul", other, self)
+
+    def __truediv__(self, other: Any) -> "Expression":
+        return Expression("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> "Expression":
+        return Expression("div", other, self)
+
+    def __neg__(self) -> "Expression":
+        return Expression("neg", self)
+
+    def __pos__(self) -> "Expression":
+        return self
+
+    def __lt__(self, other: Any) -> "Expression":
+        return Expression("lt", self, other)
+
+    def __le__(self, other: Any) -> "Expression":
+        return Expression("le", self, other)
+
+    def __gt__(self, other: Any) -> "Expression":
+        return Expression("gt", self, other)
+
+    def __ge__(self, other: Any) -> "Expression":
+        return Expression("ge", self, other)
+
+    def __eq__(self, other: object) -> "Expression":  # type: ignore[override]
+        return Expression("eq", self, other)
+
+    def __ne__(self, other: object) -> "Expression":  # type: ignore[override]
+        return Expression("ne", self, other)
+
+    def __and__(self, other: Any) -> "Expression":
+        return Expression("and", self, other)
+
+    def __or__(self, other: Any) -> "Expression":
+        return Expression("or", self, other)
+
+    def __invert__(self) -> "Expression":
+        return Expression("not", self)
+
+    __hash__ = object.__hash__
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("`if`, `and`, `or` and `not` need a flag; of numbers take funcopt.ops.where, &, | and ~")
+
+    def __pow__(self, other: Any) -> NoReturn:
+        raise TypeError("there is no ** here; write x * x")
+
+    __rpow__ = __pow__
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a number has no .{name} here; there are arithmetic, comparisons and funcopt.ops")
+
+
+@dataclass(frozen=True)
+class Equation:
+    """An update written down.
+
+    `fields` are the names of the coefficients, and `slots` how many slots are in use. In `results`, the new p and the
+    new slots, the quantities that are given have the names "p", "g", "s0", "s1", … for the slots and "c0", "c1", … for
+    the coefficients.
+    """
+
+    fields: tuple[str, ...]
+    slots: int
+    results: tuple[Any, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def written(update: Callable[..., Any], flags: tuple[bool, ...], present: tuple[bool, ...], fields: Any) -> Equation:
+    """An update equation, written down.
+
+    Args:
+        update: a rule's.
+        flags: its flags.
+        present: of each slot that the rule declares whether it is in use.
+        fields: the type of its coefficients.
+
+    Raises:
+        TypeError, AttributeError: it uses more than arithmetic, comparisons and `funcopt.ops`.
+    """
+    slots = [f"s{k}" for k in range(sum(present))]
+    p, g, *rest = (Expression("name", name, scalar=False) for name in ("p", "g", *slots))
+    following = iter(rest)
+    placed = (next(following) if there else None for there in present)
+    c = fields(*(Expression("name", f"c{k}", scalar=True) for k in range(len(fields._fields))))
+    new = update(p, g, *placed, c, *flags)
+    if not isinstance(new, tuple) or len(new) != 2 or not isinstance(new[1], tuple) or len(new[1]) != len(slots):
+        raise TypeError(
+            f"it must return (p, slots), slots a tuple of the {len(slots)} in use; it returned {_shape_of(new)}"
+        )
+    results = (new[0], *new[1])
+    if not all(isinstance(value, Expression | float | int) for value in results):
+        raise TypeError(f"it must return numbers; it returned {_shape_of(new)}")
+    return Equation(fields._fields, len(slots), results)
+
+
+def _shape_of(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shape_of, value))})"
+    return "a number" if isinstance(value, Expression | float | int) else f"a {type(value).__name__}"

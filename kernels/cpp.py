@@ -1,0 +1,170 @@
+"""An update equation as C++: one pass over the elements of many tensors, compiled and called by `funcopt.kernels.cpu`.
+
+Arithmetic is that of torch on the same tensors, operation by operation, each rounded as IEEE has it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from funcopt.backends import compute_dtype
+from funcopt.expression import Equation
+from funcopt.kernels.statements import Language, Statements
+
+__all__ = ["ENTRY", "source"]
+
+ENTRY = "funcopt_step"
+
+TYPES = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "_Float16",
+}
+
+OPERATIONS = {
+    "add": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "div": "{} / {}",
+    "neg": "-{}",
+    "lt": "{} < {}",
+    "le": "{} <= {}",
+    "gt": "{} > {}",
+    "ge": "{} >= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "and": "{} & {}",
+    "or": "{} | {}",
+    "not": "!{}",
+    "sqrt": "std::sqrt({})",
+    "abs": "std::fabs({})",
+    "sign": "sign({})",
+    "maximum": "maximum({}, {})",
+    "minimum": "minimum({}, {})",
+    "where": "{} ? {} : {}",
+}
+
+HEAD = """
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+inline double number(double x) { return x; }
+inline float number(float x) { return x; }
+HALF
+inline float number(bfloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+
+template <typename T, typename N> inline T stored(N x) { return static_cast<T>(x); }
+template <> inline bfloat16 stored<bfloat16, float>(float x) {  // to the nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  return {static_cast<uint16_t>(x != x ? 0x7FC0 : rounded)};
+}
+
+template <typename N> inline N maximum(N x, N y) { return (x > y) | (x != x) ? x : y; }
+template <typename N> inline N minimum(N x, N y) { return (x < y) | (x != x) ? x : y; }
+template <typename N> inline N sign(N x) { return x > 0 ? N(1) : x < 0 ? N(-1) : x == 0 ? N(0) : x; }
+"""
+
+# `table` has a row for each tensor: its number of elements, the row of its coefficients, then the addresses of p, g and
+# the slots in use, and of where the new p and slots go. Each thread takes an equal run of all elements.
+TAIL = """
+}  // namespace
+
+extern "C" void funcopt_step(const int64_t *table, int64_t tensors, const double *coefficients,
+                             int64_t most_threads) {
+  int64_t total = 0;
+  for (int64_t k = 0; k < tensors; ++k) total += table[k * WIDTH];
+#ifdef _OPENMP
+#pragma omp parallel num_threads(total < 32768 ? 1 : most_threads)
+#endif
+  {
+#ifdef _OPENMP
+    const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#else
+    const int64_t thread = 0, threads = 1;
+#endif
+    // Whole cache lines to a thread, of a tensor that begins with one.
+    const int64_t share = (total / threads + 63) / 64 * 64;
+    const int64_t first = share * thread, last = thread + 1 == threads ? total : share * (thread + 1);
+    int64_t before = 0;
+    for (int64_t k = 0; k < tensors && before < last; ++k) {
+      const int64_t *row = table + k * WIDTH;
+      const int64_t size = row[0], begin = first > before ? first - before : 0;
+      const int64_t end = last - before < size ? last - before : size;
+      if (begin < end) update(row + 2, coefficients + row[1] * COUNT, begin, end);
+      before += size;
+    }
+  }
+}
+"""
+
+
+def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
+    """The text of a kernel.
+
+    Args:
+        equation: the update, written down.
+        dtypes: of p, g and the slots in use.
+    """
+    compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
+    infinity = "std::numeric_limits<double>::infinity()"
+    language = Language(
+        operations=OPERATIONS,
+        scalar_operations=OPERATIONS,
+        statement="const {kind} {name} = {value};",
+        kinds=("bool", "double", compute),
+        literal="{}",
+        literals={"nan": "std::numeric_limits<double>::quiet_NaN()", "inf": infinity, "-inf": f"-{infinity}"},
+        scalar="double({})",
+        number=f"{compute}({{}})",
+    )
+    statements = Statements(language)
+    results = [statements.number(result) for result in equation.results]
+    names = ["p", "g", *(f"s{k}" for k in range(equation.slots))]
+    written = [0, *range(2, len(names))]  # p and the slots, in the order of `names`
+    inputs = [
+        f"const {t} *const {name}_ = reinterpret_cast<const {t} *>(row[{k}]);"
+        for k, (name, t) in enumerate(zip(names, types, strict=True))
+    ]
+    outputs = [
+        f"{types[of]} *const {names[of]}_new = reinterpret_cast<{types[of]} *>(row[{k}]);"
+        for k, of in enumerate(written, len(names))
+    ]
+    scalars = [f"const double c{k} = c[{k}];  // {field}" for k, field in enumerate(equation.fields)]
+    loads = [f"const {compute} {name} = number({name}_[i]);" for name in names]
+    stores = [
+        f"{names[of]}_new[i] = stored<{types[of]}, {compute}>({result});"
+        for of, result in zip(written, results, strict=True)
+    ]
+    half = "inline float number(_Float16 x) { return x; }" if "_Float16" in types else ""
+    return "\n".join(
+        [
+            HEAD.replace("HALF", half),
+            "inline void update(const int64_t *row, const double *c, int64_t begin, int64_t end) {",
+            *(f"  {line}" for line in [*inputs, *outputs, *scalars, *statements.scalars]),
+            "#pragma omp simd",
+            "  for (int64_t i = begin; i < end; ++i) {",
+            *(f"    {line}" for line in [*loads, *statements.elements, *stores]),
+            "  }",
+            "}",
+            TAIL.replace("WIDTH", str(2 + len(names) + len(written))).replace("COUNT", str(len(equation.fields))),
+        ]
+    )

@@ -1,0 +1,91 @@
+"""Leaves as the kernels walk them: by address, all of a leaf's tensors lying in memory alike and without gaps."""
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcopt.backends import Result, Work
+
+__all__ = ["FIRST", "GRAD", "OWN", "SIZE", "Table", "run", "tables"]
+
+# A row's columns: the number of elements, which row of the coefficients is the leaf's own, then the addresses of p, g
+# and the slots in use, and of where the new p and slots go.
+SIZE, OWN, FIRST, GRAD = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Table:
+    """The leaves of one device and one combination of dtypes.
+
+    `dtypes` are those of p, g and the slots in use, `members` the leaves' places in the work. `inputs` and `outputs`
+    hold the tensors that the rows tell the addresses of, column by column.
+    """
+
+    device: torch.device
+    dtypes: tuple[torch.dtype, ...]
+    members: list[int]
+    rows: "array[int]"
+    inputs: list[list[Tensor]]
+    outputs: list[list[Tensor]]
+
+
+def width(slots: int) -> int:
+    """The length of a row, for a number of slots in use."""
+    return FIRST + 2 + slots + 1 + slots
+
+
+def run(work: Work, kernel: Callable[[Work, Table], None]) -> Result:
+    """Do the work, one call of the kernel for each device and combination of dtypes."""
+    params, slots = list(work.params), [list(slot) for slot in work.slots]
+    for table in tables(work):
+        kernel(work, table)
+        for old, new in zip((params, *slots), table.outputs, strict=True):
+            for leaf, value in zip(table.members, new, strict=True):
+                # A donated tensor has the result in it, unless a copy was made that a kernel can walk.
+                old[leaf] = old[leaf].copy_(value) if work.donate and old[leaf] is not value else value
+    if work.donate:
+        torch.autograd.graph.increment_version([t for column in (params, *slots) for t in column])
+    return params, slots
+
+
+def tables(work: Work) -> list[Table]:
+    """The leaves of the work, by device and combination of dtypes."""
+    columns = [work.params, work.grads, *work.slots]
+    kinds: dict[Any, list[int]] = {}
+    described = zip([p.device for p in work.params], *[[t.dtype for t in column] for column in columns], strict=True)
+    for leaf, kind in enumerate(described):
+        kinds.setdefault(kind, []).append(leaf)
+    return [_table(work.of(members), members, *kind) for kind, members in kinds.items()]
+
+
+def _table(work: Work, members: list[int], device: torch.device, *dtypes: torch.dtype) -> Table:
+    columns = _walkable([work.params, work.grads, *work.slots])
+    inputs = [columns[0], *columns[2:]]
+    outputs = inputs if work.donate else [[torch.empty_like(t) for t in column] for column in inputs]
+    numbers = [[p.numel() for p in work.params], work.rows]
+    numbers += [[t.data_ptr() for t in column] for column in (*columns, *outputs)]
+    rows = array("q", bytes(8 * len(numbers) * len(members)))
+    for place, column in enumerate(numbers):
+        rows[place :: len(numbers)] = array("q", column)
+    return Table(device, dtypes, members, rows, columns, outputs)
+
+
+def _walkable(columns: list[list[Tensor]]) -> list[list[Tensor]]:
+    """The columns, with copies for those tensors that do not lie as the others of their leaf, or have gaps."""
+    if all(t.is_contiguous() and not t.is_neg() for column in columns for t in column):
+        return columns
+    return [list(column) for column in zip(*map(_alike, zip(*columns, strict=True)), strict=True)]
+
+
+def _alike(leaf: tuple[Tensor, ...]) -> list[Tensor]:
+    tensors = [t.resolve_neg() for t in leaf]
+    p = tensors[0]
+    if all(t.is_contiguous() for t in tensors):
+        return tensors
+    if not torch.ops.aten.is_non_overlapping_and_dense(p):
+        return [t.contiguous() for t in tensors]
+    return [t if t.stride() == p.stride() else torch.empty_like(p, dtype=t.dtype).copy_(t) for t in tensors]
