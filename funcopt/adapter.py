@@ -5,19 +5,22 @@ torch.optim has too.
 """
 
 import copy
+import functools
 import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from funcopt import backends, hyper, tree
+from funcopt import backends, hyper, observed, tree
 from funcopt.core import PureOptimizer, State, Tree, count_dtype, pure
 from funcopt.declaration import Rule
+from funcopt.prepared import Prepared
 from funcopt.step import Leaves, step
 
 __all__ = ["Adapter", "from_pure"]
@@ -49,6 +52,8 @@ class Adapter(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any], backend: str) -> None:
         self._backend = backends.check_name(backend)
         self._tables: dict[int, dict[Hashable, Any]] = {}
+        self._kept: dict[int, Prepared] = {}
+        self._known: list[Any] = []  # the states that these know
         self._check_group(defaults)
         super().__init__(params, defaults)
 
@@ -133,13 +138,41 @@ class Adapter(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            self._check_step(group)
-        for index, group in enumerate(self.param_groups):
+        states = list(self.state.values())
+        if len(states) != len(self._known) or not all(map(is_, states, self._known)):
+            self._kept.clear()
+            self._known = states
+        prepared = [self._prepared(index, group) for index, group in enumerate(self.param_groups)]
+        for group, take in zip(self.param_groups, prepared, strict=True):
+            if take is None:
+                self._check_step(group)
+        for index, (group, take) in enumerate(zip(self.param_groups, prepared, strict=True)):
+            if take is not None:
+                take()
+                continue
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 for params in _rounds([p for p in group["params"] if p.grad is not None]):
                     self._step_group(group, params, self._tables.setdefault(index, {}))
         return loss
+
+    def _prepared(self, index: int, group: Mapping[str, Any]) -> Callable[[], None] | None:
+        """A group's step, where one is prepared; None where it takes one from scratch. Nothing has been changed yet."""
+        if group.get("differentiable") or observed.traced() or observed.transformed():
+            return None
+        opt = self._pure(group)
+        hparams = self._numbers(opt.rule, group)
+        numbers = hyper.columns(opt.rule.hparams, hparams)
+        if any(isinstance(n, Tensor) and not observed.readable(n) for n in numbers):
+            return None
+        names = opt.rule.slots_for(hparams, opt.flags)
+        kept = self._kept.get(index)
+        if kept is None or not kept.serves(opt, names, group["params"]):
+            tables = self._tables.setdefault(index, {})
+            kept = Prepared(opt, names, group["params"], self.state, counted=self._counts, tables=tables)
+            self._kept[index] = kept
+            if not kept.serves(opt, names, group["params"]):
+                return None
+        return functools.partial(kept.step, [float(n) for n in numbers])
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], tables: dict[Hashable, Any]) -> None:
         pure = self._pure(group)
@@ -222,7 +255,7 @@ class Adapter(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_backend", "auto")
-        self._tables = {}
+        self._tables, self._kept, self._known = {}, {}, []
         for group in self.param_groups:
             for name, value in self._older.items():
                 group.setdefault(name, value)

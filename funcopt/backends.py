@@ -7,10 +7,11 @@
 | triton  | the rule as one Triton launch for all leaves of a dtype; its derivatives are the rule's |
 | auto    | triton on a GPU, compile on the CPU where there is a compiler, and eager where neither runs |
 
-Every operation of the equation is rounded by itself, as IEEE has it, so that all give the same bits; but for torch's own
-sqrt on the CPU, which is off by one bit for one number in two hundred, and for its division on a GPU.
+Every operation of the equation is rounded by itself, as IEEE has it, so that all give the same bits, but for torch's
+own sqrt on the CPU, which is off by one bit for one number in two hundred, and for its division on a GPU.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 BACKENDS = ("auto", "triton", "compile", "eager")
+
+# Tensors that are what they seem, and lie where they say.
+PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -95,6 +99,7 @@ class Work:
 
 
 Result = tuple[list[Tensor], list[list[Tensor]]]
+Call = Callable[[Work, Any], None]  # a kernel, on a `funcopt.kernels.table.Table`
 
 
 # ---- what there is --------------------------------------------------------------------------------------------------
@@ -169,25 +174,15 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
     """
     if traced:
         return run_eager(work)
+    parts = _chosen(work, backend, differentiated)
     runners = {
         "eager": run_eager,
         "compile": _run_compiled,
         "auto compile": _run_compiled_or_eager,
         "triton": _launch_differentiable if differentiated else functools.partial(_launch, tables=tables),
     }
-    if backend != "auto":
-        for device in {p.device for p in work.params}:
-            check(backend, device)
-    parts: dict[str, list[int]] = {}
-    scalar = [all(not isinstance(c, Tensor) or c.dim() == 0 for c in cs) for cs in work.coefficients]
-    for leaf, p in enumerate(work.params):
-        name = backend if backend != "auto" else _best(p)
-        plain = type(p) in (Tensor, torch.nn.Parameter) and p.dtype in KERNEL_DTYPES
-        if not plain or not scalar[work.rows[leaf]] or (name != "triton" and differentiated):
-            name = "eager"  # distributed tensors, numbers that differ within a leaf, autograd: the rule, run by torch
-        parts.setdefault(name, []).append(leaf)
     if len(parts) == 1:
-        return runners[name](work)
+        return runners[next(iter(parts))](work)
     params: list[Any] = [None] * len(work.params)
     slots: list[Any] = [[None] * len(params) for _ in work.slots]
     for name, members in parts.items():
@@ -197,6 +192,41 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
             for slot, new in zip(slots, new_slots, strict=True):
                 slot[leaf] = new[part]
     return params, slots
+
+
+def kernel(work: Work, backend: str, tables: dict[Hashable, Any]) -> Call | None:
+    """The call that does all of the work, in place and without a derivative; None where it takes more than a kernel."""
+    parts = list(_chosen(work, backend, differentiated=False))
+    if parts == ["triton"]:
+        from funcopt.kernels import launch
+
+        launched: Call = functools.partial(launch.call, kept=tables)
+        return launched
+    if parts in (["compile"], ["auto compile"]):
+        from funcopt.kernels import cpu
+
+        with contextlib.suppress(CompilationError):
+            cpu.prepare(work)
+            called: Call = cpu.call
+            return called
+    return None
+
+
+def _chosen(work: Work, backend: str, differentiated: bool) -> dict[str, list[int]]:
+    """Who runs which leaves."""
+    if backend != "auto":
+        for device in {p.device for p in work.params}:
+            check(backend, device)
+    parts: dict[str, list[int]] = {}
+    scalar = [all(not isinstance(c, Tensor) or c.dim() == 0 for c in cs) for cs in work.coefficients]
+    for leaf, p in enumerate(work.params):
+        name = backend if backend != "auto" else _best(p)
+        tensors = (p, work.grads[leaf], *[slot[leaf] for slot in work.slots])
+        plain = all(type(t) in PLAIN and t.dtype in KERNEL_DTYPES for t in tensors)
+        if not plain or not scalar[work.rows[leaf]] or (name != "triton" and differentiated):
+            name = "eager"  # distributed tensors, numbers that differ within a leaf, autograd: the rule, run by torch
+        parts.setdefault(name, []).append(leaf)
+    return parts
 
 
 def _best(p: Tensor) -> str:

@@ -1,7 +1,7 @@
 """One step over leaves: the scalars of the equation, the backend that runs it, and the step counts."""
 
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from funcopt import backends, hyper, observed
 from funcopt.declaration import Rule
 
-__all__ = ["Leaves", "step"]
+__all__ = ["Leaves", "coefficients", "step"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def step(
     )
     donate = donate and not recorded and not observed.transformed()
     with contextlib.nullcontext() if differentiated or tracing else torch.no_grad():
-        coefficients, rows = _coefficients(rule, leaves, active, tracing)
+        sets, rows = _coefficients(rule, leaves, active, tracing)
         work = backends.Work(
             update=rule.update,
             flags=flags,
@@ -62,7 +62,7 @@ def step(
             grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
             slots=[[values[i] for i in active] for values in leaves.slots.values()],
             present=tuple(slot.name in leaves.slots for slot in rule.slots),
-            coefficients=coefficients,
+            coefficients=sets,
             rows=rows,
             donate=donate,
         )
@@ -138,9 +138,14 @@ def _coefficients(
             found[key] = len(sets)
             t = _float64(counts[leaf]) + 1 if times[leaf] is None else times[leaf]
             own = [_scalar(c[leaf], tracing) if isinstance(c, hyper.PerLeaf) else c for c in columns]
-            sets.append(rule.Coefficients(**rule.coefficients(t, **hyper.nest(rule.hparams, own))))
+            sets.append(coefficients(rule, t, own))
         rows.append(found[key])
     return sets, rows
+
+
+def coefficients(rule: Rule, t: Any, numbers: Sequence[Any]) -> tuple[Any, ...]:
+    """The coefficients of step t = 1, 2, …, from the hparams one component after the other."""
+    return rule.Coefficients(**rule.coefficients(t, **hyper.nest(rule.hparams, numbers)))  # type: ignore[no-any-return]
 
 
 def _scalar(value: Any, tracing: bool) -> Any:

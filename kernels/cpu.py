@@ -20,7 +20,7 @@ from funcopt import expression
 from funcopt.backends import CompilationError, Result, Work, compiler
 from funcopt.kernels import cpp, table
 
-__all__ = ["call", "kernel", "step"]
+__all__ = ["call", "kernel", "library", "step"]
 
 Kernel = Callable[[int, int, int, int], None]
 
@@ -34,9 +34,14 @@ def step(work: Work) -> Result:
     Raises:
         CompilationError: there is no kernel for these dtypes, and none can be made. Nothing has been changed by then.
     """
+    prepare(work)
+    return table.run(work, call)
+
+
+def prepare(work: Work) -> None:
+    """Make the kernels that the work needs; raises CompilationError."""
     for dtypes in set(zip(*([t.dtype for t in c] for c in (work.params, work.grads, *work.slots)), strict=True)):
         kernel(work.update, work.flags, work.present, type(work.coefficients[0]), dtypes)
-    return table.run(work, call)
 
 
 def call(work: Work, rows: table.Table) -> None:
@@ -56,7 +61,7 @@ def kernel(
 ) -> Kernel:
     """The compiled kernel: `(address of the table, its rows, address of the coefficients, most threads)`."""
     equation = expression.written(update, flags, present, fields)
-    entry = getattr(_loaded(_built(cpp.source(equation, dtypes))), cpp.ENTRY)
+    entry = getattr(library(cpp.source(equation, dtypes)), cpp.ENTRY)
     entry.argtypes, entry.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64], None
     return entry  # type: ignore[no-any-return]
 
@@ -69,6 +74,30 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-mat
 
 # The best first; a compiler that does not know the one is asked for the next.
 MACHINES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp-simd"), ("-fopenmp-simd",), ())
+
+
+def library(text: str) -> ctypes.CDLL:
+    """A C++ text compiled and loaded; raises CompilationError."""
+    made = _attempt(text)
+    if isinstance(made, CompilationError):
+        raise made
+    return made
+
+
+@functools.cache
+def _attempt(text: str) -> ctypes.CDLL | CompilationError:
+    """The library, or why there is none: no step asks a second time."""
+    try:
+        path = _built(text)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # cut short, perhaps
+            path.unlink()
+            return ctypes.CDLL(str(_built(text)))
+    except CompilationError as error:
+        return error
+    except OSError as error:  # a folder that runs nothing, a full disk
+        return CompilationError(f"the compiled kernel cannot be loaded: {error}")
 
 
 def _built(text: str) -> Path:
@@ -96,14 +125,6 @@ def _built(text: str) -> Path:
             said = said or done.stderr
     lines = said.strip().splitlines() or ["it says nothing"]
     raise CompilationError(f"{cxx} cannot compile the kernel: {lines[0]}")
-
-
-def _loaded(path: Path) -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        path.unlink(missing_ok=True)  # cut short, perhaps: the next attempt makes it anew
-        raise CompilationError(f"the compiled kernel cannot be loaded: {error}") from error
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Leaves as the kernels walk them: by address, all of a leaf's tensors lying in memory alike and without gaps."""
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,12 @@ class Table:
     rows: "array[int]"
     inputs: list[list[Tensor]]
     outputs: list[list[Tensor]]
+
+    def set(self, column: int, values: Sequence[int]) -> None:
+        """Put a value for each leaf of the work, of which the members' are taken, into a column of the rows."""
+        if len(values) > len(self.members):
+            values = [values[leaf] for leaf in self.members]
+        self.rows[column :: len(self.rows) // len(self.members)] = array("q", values)
 
 
 def width(slots: int) -> int:

@@ -1,0 +1,106 @@
+"""A group's steps, prepared: parameters, states and counts that are where they were cost no step from scratch."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from operator import is_, itemgetter
+from typing import Any
+
+from torch import Tensor
+
+from funcopt import backends
+from funcopt.backends import Work
+from funcopt.core import PureOptimizer
+from funcopt.step import coefficients
+
+__all__ = ["Prepared"]
+
+States = Mapping[Tensor, Mapping[str, Any]]
+
+
+class Prepared:
+    """The in-place steps of those parameters of a group that have their state.
+
+    `serves` tells whether it may take the step that is due; where it may not, a new one may. It holds on to the tensors
+    that it knows, and to no number.
+    """
+
+    def __init__(
+        self,
+        opt: PureOptimizer,
+        names: Sequence[str],
+        params: Sequence[Tensor],
+        states: States,
+        *,
+        counted: bool,
+        tables: dict[Hashable, Any],
+    ) -> None:
+        """Prepare the steps of a group.
+
+        Args:
+            opt: the pure optimizer.
+            names: the slots in use.
+            params: the group's parameters.
+            states: what is kept of each.
+            counted: whether a step count is; if not, every step with all slots there is one after the first.
+            tables: where a launch keeps what it may use again.
+        """
+        self.opt, self.names, self.params = opt, list(names), list(params)
+        self._keys = [*names, "step"] if counted else list(names)
+        there = [all(key in states.get(p, ()) for key in self._keys) for p in params]
+        self._members = [p for p, complete in zip(params, there, strict=True) if complete]
+        self._states = [states[p] for p in self._members] if self._keys else []
+        self._others = [p for p, complete in zip(params, there, strict=True) if not complete]
+        self._plan = self._planned(self._columns(), tables)
+
+    def _columns(self) -> list[list[Tensor]]:
+        return [list(map(itemgetter(key), self._states)) for key in self._keys]
+
+    def _planned(self, columns: list[list[Tensor]], tables: dict[Hashable, Any]) -> Any:
+        """The plan; None where there is no one kernel that takes all of these tensors as they lie."""
+        params, rule = self._members, self.opt.rule
+        slots, steps = columns[: len(self.names)], columns[-1] if len(columns) > len(self.names) else []
+        work = Work(
+            update=rule.update,
+            flags=tuple(self.opt.flags.values()),
+            params=params,
+            grads=[p if p.grad is None else p.grad for p in params],
+            slots=slots,
+            present=tuple(slot.name in self.names for slot in rule.slots),
+            coefficients=[rule.Coefficients(*[0.0] * len(rule.Coefficients._fields))],
+            rows=[0] * len(params),
+            donate=True,
+        )
+        twice = len({id(p) for p in params}) < len(self.params) - len(self._others)
+        alike = all(
+            isinstance(t, Tensor) and t.shape == p.shape and t.device == p.device
+            for column in (work.grads, *slots)
+            for t, p in zip(column, params, strict=True)
+        )
+        countable = all(type(c) is Tensor and c.device.type == "cpu" and c.dim() == 0 for c in steps)
+        if not params or twice or not alike or not countable or len({c.dtype for c in steps}) > 1:
+            return None
+        kernel = backends.kernel(work, self.opt.backend, tables)
+        if kernel is None:
+            return None
+        from funcopt.kernels.plan import Plan
+
+        plan = Plan(work, steps, kernel)
+        return plan if plan.in_place else None
+
+    def serves(self, opt: PureOptimizer, names: Sequence[str], params: Sequence[Tensor]) -> bool:
+        """Whether it may take the step of this group, as it is now: its flags, its slots, its tensors.
+
+        The states must be the dicts that they were.
+        """
+        if self._plan is None or opt != self.opt or names != self.names or len(params) != len(self.params):
+            return False
+        if not all(map(is_, params, self.params)) or any(p.grad is not None for p in self._others):
+            return False
+        try:
+            columns = self._columns()
+        except KeyError:
+            return False
+        return bool(self._plan.ready([self._members, *columns], [p.grad for p in self._members]))
+
+    def step(self, numbers: Sequence[float]) -> None:
+        """Take the step that it serves for, with these hparams, one component after the other."""
+        self._plan.step(lambda t: coefficients(self.opt.rule, t, numbers))
