@@ -97,24 +97,23 @@ class Adapter(torch.optim.Optimizer):
 
     def _pure(self, group: Mapping[str, Any]) -> PureOptimizer:
         rule = self._rule(group)
-        return pure(rule, backend=self._backend, **{flag: bool(group[flag]) for flag in rule.flags if flag in group})
+        return _pure(rule, self._backend, tuple((flag, bool(group[flag])) for flag in rule.flags if flag in group))
 
     def _numbers(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, Any]:
         """A group's numbers as the rule takes them; a tensor has one element, of any number of dimensions."""
 
         def scalar(name: str, value: Any) -> Any:
+            if type(value) is float:
+                return value
+            if isinstance(value, tuple | list):
+                return tuple([scalar(f"{name}[{i}]", v) for i, v in enumerate(value)])
             if not isinstance(value, Tensor):
                 return value
             if value.numel() != 1:
                 raise ValueError(f"Tensor {name} must be 1-element; got one of shape {tuple(value.shape)}")
             return value.reshape(()) if value.dim() else value
 
-        return {
-            name: tuple(scalar(f"{name}[{i}]", v) for i, v in enumerate(group[name]))
-            if isinstance(group[name], tuple | list)
-            else scalar(name, group[name])
-            for name in rule.hparams
-        }
+        return {name: scalar(name, group[name]) for name in rule.hparams}
 
     def _slots(self, group: Mapping[str, Any]) -> list[str]:
         """The slots that a group's numbers and flags need."""
@@ -161,8 +160,8 @@ class Adapter(torch.optim.Optimizer):
             return None
         opt = self._pure(group)
         hparams = self._numbers(opt.rule, group)
-        numbers = hyper.columns(opt.rule.hparams, hparams)
-        if any(isinstance(n, Tensor) and not observed.readable(n) for n in numbers):
+        floats = {name: _as_float(value) for name, value in hparams.items()}
+        if None in floats.values():
             return None
         names = opt.rule.slots_for(hparams, opt.flags)
         kept = self._kept.get(index)
@@ -172,7 +171,7 @@ class Adapter(torch.optim.Optimizer):
             self._kept[index] = kept
             if not kept.serves(opt, names, group["params"]):
                 return None
-        return functools.partial(kept.step, [float(n) for n in numbers])
+        return functools.partial(kept.step, floats)
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], tables: dict[Hashable, Any]) -> None:
         pure = self._pure(group)
@@ -351,6 +350,21 @@ class Adapter(torch.optim.Optimizer):
         if len(dict(pairs)) != len(pairs):
             raise ValueError("two parameters have the same name; a pytree by name needs each to have its own")
         return dict(pairs)
+
+
+@functools.lru_cache(maxsize=256)
+def _pure(rule: Rule, backend: str, flags: tuple[tuple[str, bool], ...]) -> PureOptimizer:
+    return pure(rule, backend=backend, **dict(flags))
+
+
+def _as_float(number: Any) -> Any:
+    """A number, or a tuple of numbers, as floats; None where one cannot be read now."""
+    if type(number) is float:
+        return number
+    if isinstance(number, tuple):
+        parts = tuple(map(_as_float, number))
+        return None if None in parts else parts
+    return None if isinstance(number, Tensor) and not observed.readable(number) else float(number)
 
 
 def _fits(t: Any, p: Tensor) -> bool:

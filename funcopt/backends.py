@@ -11,7 +11,6 @@ Every operation of the equation is rounded by itself, as IEEE has it, so that al
 own sqrt on the CPU, which is off by one bit for one number in two hundred, and for its division on a GPU.
 """
 
-import contextlib
 import functools
 import importlib.util
 import os
@@ -99,7 +98,7 @@ class Work:
 
 
 Result = tuple[list[Tensor], list[list[Tensor]]]
-Call = Callable[[Work, Any], None]  # a kernel, on a `funcopt.kernels.table.Table`
+Bound = Callable[[Work, Any], Callable[[list[tuple[Any, ...]]], None]]  # a kernel for a `funcopt.kernels.table.Table`
 
 
 # ---- what there is --------------------------------------------------------------------------------------------------
@@ -194,21 +193,19 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
     return params, slots
 
 
-def kernel(work: Work, backend: str, tables: dict[Hashable, Any]) -> Call | None:
-    """The call that does all of the work, in place and without a derivative; None where it takes more than a kernel."""
+def kernel(work: Work, backend: str, tables: dict[Hashable, Any]) -> Bound | None:
+    """What runs all of the work, without a derivative; None where that is not one kernel."""
     parts = list(_chosen(work, backend, differentiated=False))
     if parts == ["triton"]:
         from funcopt.kernels import launch
 
-        launched: Call = functools.partial(launch.call, kept=tables)
+        launched: Bound = functools.partial(launch.bound, kept=tables)
         return launched
     if parts in (["compile"], ["auto compile"]):
         from funcopt.kernels import cpu
 
-        with contextlib.suppress(CompilationError):
-            cpu.prepare(work)
-            called: Call = cpu.call
-            return called
+        compiled: Bound = cpu.bound
+        return compiled
     return None
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from funcopt import backends
 from funcopt.backends import Work
 from funcopt.core import PureOptimizer
-from funcopt.step import coefficients
 
 __all__ = ["Prepared"]
 
@@ -83,7 +82,10 @@ class Prepared:
             return None
         from funcopt.kernels.plan import Plan
 
-        plan = Plan(work, steps, kernel)
+        try:
+            plan = Plan(work, steps, kernel)
+        except backends.CompilationError:
+            return None
         return plan if plan.in_place else None
 
     def serves(self, opt: PureOptimizer, names: Sequence[str], params: Sequence[Tensor]) -> bool:
@@ -91,7 +93,12 @@ class Prepared:
 
         The states must be the dicts that they were.
         """
-        if self._plan is None or opt != self.opt or names != self.names or len(params) != len(self.params):
+        if (
+            self._plan is None
+            or (opt is not self.opt and opt != self.opt)
+            or names != self.names
+            or len(params) != len(self.params)
+        ):
             return False
         if not all(map(is_, params, self.params)) or any(p.grad is not None for p in self._others):
             return False
@@ -101,6 +108,7 @@ class Prepared:
             return False
         return bool(self._plan.ready([self._members, *columns], [p.grad for p in self._members]))
 
-    def step(self, numbers: Sequence[float]) -> None:
-        """Take the step that it serves for, with these hparams, one component after the other."""
-        self._plan.step(lambda t: coefficients(self.opt.rule, t, numbers))
+    def step(self, hparams: Mapping[str, Any]) -> None:
+        """Take the step that it serves for, with these hparams, all of them floats."""
+        rule = self.opt.rule
+        self._plan.step(lambda t: rule.Coefficients(**rule.coefficients(t, **hparams)))

@@ -20,9 +20,7 @@ from funcopt import expression
 from funcopt.backends import CompilationError, Result, Work, compiler
 from funcopt.kernels import cpp, table
 
-__all__ = ["call", "kernel", "library", "step"]
-
-Kernel = Callable[[int, int, int, int], None]
+__all__ = ["bound", "library", "step"]
 
 
 def step(work: Work) -> Result:
@@ -34,21 +32,19 @@ def step(work: Work) -> Result:
     Raises:
         CompilationError: there is no kernel for these dtypes, and none can be made. Nothing has been changed by then.
     """
-    prepare(work)
-    return table.run(work, call)
+    return table.run(work, bound)
 
 
-def prepare(work: Work) -> None:
-    """Make the kernels that the work needs; raises CompilationError."""
-    for dtypes in set(zip(*([t.dtype for t in c] for c in (work.params, work.grads, *work.slots)), strict=True)):
-        kernel(work.update, work.flags, work.present, type(work.coefficients[0]), dtypes)
-
-
-def call(work: Work, rows: table.Table) -> None:
-    """Run the kernel on a table."""
-    numbers = array("d", [float(c) for cs in work.coefficients for c in cs])
+def bound(work: Work, rows: table.Table) -> table.Kernel:
+    """The kernel for a table; raises CompilationError."""
     entry = kernel(work.update, work.flags, work.present, type(work.coefficients[0]), rows.dtypes)
-    entry(rows.rows.buffer_info()[0], len(rows.members), numbers.buffer_info()[0], torch.get_num_threads())
+    address, tensors = rows.rows.buffer_info()[0], len(rows.members)
+
+    def run(coefficients: list[tuple[Any, ...]]) -> None:
+        numbers = array("d", [float(c) for cs in coefficients for c in cs])
+        entry(address, tensors, numbers.buffer_info()[0], torch.get_num_threads())
+
+    return run
 
 
 @functools.lru_cache(maxsize=256)
@@ -58,7 +54,7 @@ def kernel(
     present: tuple[bool, ...],
     fields: Any,
     dtypes: tuple[torch.dtype, ...],
-) -> Kernel:
+) -> Callable[[int, int, int, int], None]:
     """The compiled kernel: `(address of the table, its rows, address of the coefficients, most threads)`."""
     equation = expression.written(update, flags, present, fields)
     entry = getattr(library(cpp.source(equation, dtypes)), cpp.ENTRY)

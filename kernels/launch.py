@@ -14,7 +14,7 @@ from funcopt.backends import Result, Work
 from funcopt.kernels import table
 from funcopt.kernels.multi_tensor import fill, multi_tensor_update, update_chunk
 
-__all__ = ["BLOCK", "OPTIONS", "WARPS", "call", "scalars", "step"]
+__all__ = ["BLOCK", "OPTIONS", "WARPS", "bound", "scalars", "step"]
 
 # A program's elements and warps: two 16-byte vectors of float32 a thread for each array, so that enough loads are under
 # way to hide memory's latency. Chosen by rule, not by autotuning, which would run an in-place kernel several times.
@@ -31,29 +31,32 @@ def step(work: Work, kept: dict[Hashable, Any] | None = None) -> Result:
         work: scalars are floats or 0-d tensors; all leaves of floating dtype, on devices that Triton runs on.
         kept: where to keep the tables of this step for the next one; the caller owns it, one for each optimizer.
     """
-    return table.run(work, functools.partial(call, kept=kept))
+    return table.run(work, functools.partial(bound, kept=kept))
 
 
-def call(work: Work, rows: table.Table, kept: dict[Hashable, Any] | None = None) -> None:
-    """Launch the kernel on a table."""
-    width, device = table.width(len(work.slots)), rows.device
-    chunks = _chunks(tuple(rows.rows[table.SIZE :: width]), device)
-    if len(chunks) == 0:
-        return
-    fields = type(work.coefficients[0])
+def bound(work: Work, rows: table.Table, kept: dict[Hashable, Any] | None = None) -> table.Kernel:
+    """The kernel for a table."""
+    width, device, fields = table.width(len(work.slots)), rows.device, type(work.coefficients[0])
     equation = expression.written(work.update, work.flags, work.present, fields)
-    on_host = torch.frombuffer(rows.rows, dtype=torch.int64).view(-1, width).clone()
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        multi_tensor_update[(len(chunks),)](
-            _table(on_host, device, kept, (device, *rows.dtypes)),
-            chunks,
-            scalars(work.coefficients, device),
-            UPDATE_CHUNK=update_chunk(equation, rows.dtypes),
-            WIDTH=width,
-            COUNT=len(fields._fields),
-            BLOCK=BLOCK,
-            **OPTIONS,
-        )
+
+    def run(coefficients: list[tuple[Any, ...]]) -> None:
+        chunks = _chunks(tuple(rows.rows[table.SIZE :: width]), device)
+        if len(chunks) == 0:
+            return
+        on_host = torch.frombuffer(rows.rows, dtype=torch.int64).view(-1, width).clone()
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            multi_tensor_update[(len(chunks),)](
+                _table(on_host, device, kept, (device, *rows.dtypes)),
+                chunks,
+                scalars(coefficients, device),
+                UPDATE_CHUNK=update_chunk(equation, rows.dtypes),
+                WIDTH=width,
+                COUNT=len(fields._fields),
+                BLOCK=BLOCK,
+                **OPTIONS,
+            )
+
+    return run
 
 
 _kept_chunks: dict[Hashable, Tensor] = {}

@@ -1,14 +1,13 @@
 """A step prepared: what of it is the same at the next step is kept, and looked at before it is used again."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from funcopt.backends import PLAIN, Call, Work
+from funcopt.backends import PLAIN, Bound, Work
 from funcopt.kernels import table
 from funcopt.kernels.counts import Counts
 
@@ -22,18 +21,22 @@ class Plan:
     time that a step from scratch takes. Gradients may come, go and move, and every number may change.
     """
 
-    def __init__(self, work: Work, steps: list[Tensor], call: Call) -> None:
+    def __init__(self, work: Work, steps: list[Tensor], bound: Bound) -> None:
         """Prepare steps like this one.
 
         Args:
             work: to be done in place; its gradients and coefficients stand for those of later steps.
             steps: the step counts, 0-d on the CPU and of one dtype; none where no step is the first.
-            call: the kernel.
+            bound: what gives the kernel for a table.
+
+        Raises:
+            CompilationError: there is none.
         """
-        self.work, self.steps, self.call = work, steps, call
+        self.work, self.steps = work, steps
         self.columns = [work.params, *work.slots, *([steps] if steps else [])]
         self.addresses = [_addresses(column) for column in self.columns]
         self.tables = table.tables(work)
+        self.kernels = [bound(work, part) for part in self.tables]
         self.sizes = [p.numel() for p in work.params]
         self.contiguous = [p.is_contiguous() for p in work.params]
         self.strides = {i: p.stride() for i, p in enumerate(work.params) if not p.is_contiguous()}
@@ -97,12 +100,13 @@ class Plan:
         past = self.counts.read() if self.counts is not None else [1.0]
         places = {count: place for place, count in enumerate(dict.fromkeys(past))}
         rows = [places[count] for count in past] if len(places) > 1 else self.alike
-        work = replace(self.work, coefficients=[coefficients(count + 1) for count in places], rows=rows)
-        for part in self.tables:
-            if rows is not self.rows:
+        if rows is not self.rows:
+            for part in self.tables:
                 part.set(table.OWN, rows)
-            self.call(work, part)
-        self.rows = rows
+            self.rows = rows
+        sets = [coefficients(count + 1) for count in places]
+        for kernel in self.kernels:
+            kernel(sets)
         if self.counts is not None:
             self.counts.advance(self.active)
         written = self.written

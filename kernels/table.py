@@ -10,7 +10,7 @@ from torch import Tensor
 
 from funcopt.backends import Result, Work
 
-__all__ = ["FIRST", "GRAD", "OWN", "SIZE", "Table", "run", "tables"]
+__all__ = ["FIRST", "GRAD", "OWN", "SIZE", "Kernel", "Table", "run", "tables"]
 
 # A row's columns: the number of elements, which row of the coefficients is the leaf's own, then the addresses of p, g
 # and the slots in use, and of where the new p and slots go.
@@ -44,11 +44,16 @@ def width(slots: int) -> int:
     return FIRST + 2 + slots + 1 + slots
 
 
-def run(work: Work, kernel: Callable[[Work, Table], None]) -> Result:
-    """Do the work, one call of the kernel for each device and combination of dtypes."""
+# What runs a kernel on a table, with these sets of coefficients.
+Kernel = Callable[[list[tuple[Any, ...]]], None]
+
+
+def run(work: Work, bound: Callable[[Work, Table], Kernel]) -> Result:
+    """Do the work, one call of a kernel for each device and combination of dtypes."""
     params, slots = list(work.params), [list(slot) for slot in work.slots]
-    for table in tables(work):
-        kernel(work, table)
+    kernels = [(table, bound(work, table)) for table in tables(work)]
+    for table, kernel in kernels:
+        kernel(work.coefficients)
         for old, new in zip((params, *slots), table.outputs, strict=True):
             for leaf, value in zip(table.members, new, strict=True):
                 # A donated tensor has the result in it, unless a copy was made that a kernel can walk.
