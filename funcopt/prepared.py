@@ -4,6 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from operator import is_, itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from funcopt import backends
@@ -70,7 +71,7 @@ class Prepared:
         )
         twice = len({id(p) for p in params}) < len(self.params) - len(self._others)
         alike = all(
-            isinstance(t, Tensor) and t.shape == p.shape and t.device == p.device
+            isinstance(t, Tensor) and t.layout == torch.strided and t.shape == p.shape and t.device == p.device
             for column in (work.grads, *slots)
             for t, p in zip(column, params, strict=True)
         )

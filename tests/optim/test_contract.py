@@ -314,7 +314,7 @@ def test_copies_keep_the_backend(cls, duplicate, monkeypatch):
     new.step()
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="TRITON_INTERPRET"):
-        new.step()
+        new.add_param_group({"params": [param(3)]})
 
 
 @pytest.mark.parametrize("cls", OWN, ids=lambda c: c.__name__)
