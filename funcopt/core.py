@@ -293,17 +293,7 @@ class PureOptimizer:
         gs = tree.flatten_like(grads, params, spec, "grads")
         flat = {name: tree.flatten_like(value, params, spec, f"state[{name!r}]") for name, value in state.items()}
         steps = flat.pop("step")
-        for index, p in enumerate(ps):
-            if gs[index] is not None:
-                _check_like(gs[index], p, "grads", params, index)
-                if gs[index].dtype != p.dtype:
-                    path = tree.paths(params, "")[index]
-                    raise ValueError(f"grads{path} is {gs[index].dtype}, but params{path} is {p.dtype}")
-            for name, values in flat.items():
-                _check_like(values[index], p, f"state[{name!r}]", params, index)
-            if not isinstance(steps[index], Tensor) or steps[index].dim() != 0:
-                path = tree.paths(params, "")[index]
-                raise ValueError(f"state['step']{path} must be a 0-d tensor; got {steps[index]!r}")
+        _check_columns(ps, gs, flat, steps, params)
         labels = hyper.labels(self.rule.hparams)
         columns = [hyper.broadcast(c, params, ps, label) for c, label in zip(columns, labels, strict=True)]
         slots = {slot.name: flat[slot.name] for slot in self.rule.slots if slot.name in flat}
@@ -346,6 +336,28 @@ def _check_params(leaves: Sequence[Any], params: Tree) -> None:
             raise TypeError(f"{path} has dtype {leaf.dtype}; an optimizer updates floating-point tensors")
 
 
+def _check_columns(
+    ps: list[Tensor], gs: list[Any], slots: Mapping[str, list[Any]], steps: list[Any], params: Tree
+) -> None:
+    """Raise TypeError or ValueError where a gradient, a slot or a count is not as its parameter needs it."""
+    shapes, devices, dtypes = ([getattr(p, name) for p in ps] for name in ("shape", "device", "dtype"))
+    for root, column in (("grads", gs), *((f"state[{name!r}]", column) for name, column in slots.items())):
+        like = [p if t is None and root == "grads" else t for t, p in zip(column, ps, strict=True)]
+        if (
+            all(isinstance(t, Tensor) and t.layout == torch.strided and t.dtype.is_floating_point for t in like)
+            and [t.shape for t in like] == shapes
+            and [t.device for t in like] == devices
+            and (root != "grads" or [t.dtype for t in like] == dtypes)
+        ):
+            continue
+        for index, (t, p) in enumerate(zip(like, ps, strict=True)):
+            _check_like(t, p, root, params, index)
+    for index, count in enumerate(steps):
+        if not isinstance(count, Tensor) or count.dim() != 0:
+            path = tree.paths(params, "")[index]
+            raise ValueError(f"state['step']{path} must be a 0-d tensor; got {count!r}")
+
+
 def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> None:
     if not isinstance(leaf, Tensor) or leaf.layout != torch.strided or not leaf.dtype.is_floating_point:
         got = f"{leaf.layout}, {leaf.dtype}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
@@ -356,6 +368,9 @@ def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> No
             f"{root}{path} has shape {tuple(leaf.shape)} on {leaf.device}, "
             f"but params{path} has shape {tuple(p.shape)} on {p.device}"
         )
+    if root == "grads" and leaf.dtype != p.dtype:
+        path = tree.paths(params, "")[index]
+        raise ValueError(f"grads{path} is {leaf.dtype}, but params{path} is {p.dtype}")
 
 
 def _distinct(leaves: Leaves) -> bool:

@@ -35,5 +35,14 @@ def readable(value: Tensor) -> bool:
 
 def differentiated(values: Iterable[Tensor]) -> bool:
     """Whether somebody may ask for a derivative of what is made of these, or has them batched."""
-    recording = torch.is_grad_enabled()
-    return any((recording and value.requires_grad) or wrapped(value) for value in values)
+    values = list(values)
+    if torch.is_grad_enabled() and any(map(_requires_grad, values)):
+        return True
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
+        return bool(values)
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return bool(values)
+    return any(map(torch._C._functorch.is_functorch_wrapped_tensor, values))
+
+
+_requires_grad = Tensor.requires_grad.__get__  # type: ignore[attr-defined]

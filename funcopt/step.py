@@ -126,9 +126,10 @@ def _coefficients(
         hyper.PerLeaf([column[i] for i in active]) if isinstance(column, hyper.PerLeaf) else _scalar(column, tracing)
         for column in leaves.columns
     ]
-    times = [c.item() + 1 if not tracing and observed.readable(c) else None for c in counts]
+    same = _same(counts, tracing)
+    read = {k: counts[k].item() + 1 for k in set(same) if not tracing and observed.readable(counts[k])}
     # A step number stands for itself, a count that cannot be read for its place, which is negative to differ.
-    keys: list[list[Any]] = [[-k if t is None else t for t, k in zip(times, _same(counts, tracing), strict=True)]]
+    keys: list[list[Any]] = [[read.get(k, -k) for k in same]]
     keys += [_same(column, tracing) for column in columns if isinstance(column, hyper.PerLeaf)]
     sets: list[tuple[Any, ...]] = []
     found: dict[tuple[Any, ...], int] = {}
@@ -136,7 +137,7 @@ def _coefficients(
     for leaf, key in enumerate(zip(*keys, strict=True)):
         if key not in found:
             found[key] = len(sets)
-            t = _float64(counts[leaf]) + 1 if times[leaf] is None else times[leaf]
+            t = read[same[leaf]] if same[leaf] in read else _float64(counts[leaf]) + 1
             own = [_scalar(c[leaf], tracing) if isinstance(c, hyper.PerLeaf) else c for c in columns]
             sets.append(coefficients(rule, t, own))
         rows.append(found[key])
