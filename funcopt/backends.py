@@ -16,13 +16,14 @@ import importlib.util
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from funcopt import observed
 from funcopt.hyper import suggest
 from funcopt.observed import wrapped
 
@@ -198,6 +199,52 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
     return params, slots
 
 
+def measure(
+    work: Work, measures: Mapping[str, Any], backend: str, *, traced: bool, differentiated: bool
+) -> dict[str, Any]:
+    """The measures of the gradients, summed over all leaves: floats, or 0-d tensors in float64."""
+    parts = {"eager": list(range(len(work.params)))} if traced else _chosen(work, backend, differentiated)
+    totals: dict[str, Any] = {}
+    for name, members in parts.items():
+        for measured, value in _measured(work.of(members), measures, "eager" if differentiated else name).items():
+            total = totals.get(measured, 0.0)
+            totals[measured] = total + (value.to(total.device) if isinstance(total, Tensor) else value)
+    return totals
+
+
+def _measured(work: Work, measures: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if name == "triton":
+        from funcopt.kernels import launch
+
+        launched: dict[str, Any] = launch.measure(work, measures)
+        return launched
+    if name in ("compile", "auto compile"):
+        from funcopt.kernels import cpu
+
+        try:
+            compiled: dict[str, Any] = cpu.measure(work, measures)
+            return compiled
+        except CompilationError as error:
+            if name == "compile":
+                raise
+            _say_once(str(error))
+    return _measure_eager(work, measures)
+
+
+def _measure_eager(work: Work, measures: Mapping[str, Any]) -> dict[str, Any]:
+    totals = {}
+    work = _cast_all(work)
+    for name, measure in measures.items():
+        sums = []
+        for leaf, g in enumerate(work.grads):
+            x = _to(g, compute_dtype(work.params[leaf].dtype))
+            if measure.before is not None:
+                x = measure.before(x, work.coefficients[work.rows[leaf]])
+            sums.append(torch.as_tensor(measure.summand(x if x.device.type == "mps" else x.double())).sum())
+        totals[name] = functools.reduce(lambda a, b: a + b.to(a.device), sums)
+    return {name: total.item() if observed.readable(total) else total for name, total in totals.items()}
+
+
 def kernel(work: Work, backend: str, tables: dict[Hashable, Any]) -> Bound | None:
     """What runs all of the work, without a derivative; None where that is not one kernel."""
     parts = list(_chosen(work, backend, differentiated=False))
@@ -245,7 +292,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def run_eager(work: Work) -> Result:
+def _cast_all(work: Work) -> Work:
+    """The work with each leaf's coefficients as its arithmetic takes them."""
     casts: dict[tuple[int, torch.dtype, torch.device], int] = {}
     rows: list[int] = []
     sets: list[tuple[Any, ...]] = []
@@ -255,7 +303,12 @@ def run_eager(work: Work) -> Result:
             casts[key] = len(sets)
             sets.append(_cast(work.coefficients[row], p))
         rows.append(casts[key])
-    work = replace(work, coefficients=sets, rows=rows)
+    return replace(work, coefficients=sets, rows=rows)
+
+
+def run_eager(work: Work) -> Result:
+    """The rule, run by torch, leaf by leaf."""
+    work = _cast_all(work)
     results = []
     for leaf, p in enumerate(work.params):
         new_p, new_slots = work.updated(leaf)

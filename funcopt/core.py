@@ -253,8 +253,9 @@ class PureOptimizer:
         where = [leaf.device if capturable else torch.device("cpu") for leaf in leaves]
         counts = {device: torch.zeros((), dtype=count_dtype(), device=device) for device in dict.fromkeys(where)}
         return {"step": tree.unflatten([counts[device] for device in where], spec)} | {
-            name: tree.unflatten([torch.zeros_like(leaf, dtype=slot_dtype).detach() for leaf in leaves], spec)
-            for name in self.rule.slots_for(numbers, self.flags)
+            slot.name: tree.unflatten([slot.first(leaf, slot_dtype) for leaf in leaves], spec)
+            for slot in self.rule.slots
+            if self.rule.needs(slot, numbers, self.flags)
         }
 
     def __call__(

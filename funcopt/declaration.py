@@ -10,25 +10,52 @@
 import importlib
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from funcopt import hyper, tree
+from funcopt.ops import where
 
-__all__ = ["Rule", "Slot"]
+__all__ = ["Measure", "Rule", "Slot"]
 
 
 @dataclass(frozen=True)
 class Slot:
     """A state tensor of each parameter's shape: its torch.optim name, and the flag or hyperparameter it depends on.
 
-    With `when` the slot exists only where that flag is set, or where that number is not the Python number 0.
+    With `when` the slot exists only where that flag is set, or where that number is not the Python number 0. It begins
+    with zeros, or, with `init="params"`, with a copy of the parameter.
     """
 
     name: str
     when: str | None = None
+    init: str = "zeros"
+
+    def first(self, p: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The slot of a parameter before its first step."""
+        if self.init == "params":
+            return p.detach().to(dtype or p.dtype, copy=True)
+        return torch.zeros_like(p, dtype=dtype).detach()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A sum over all elements of all gradients, in float64, which `coefficients` takes as it takes a number.
+
+    `summand` is x ↦ what is summed, and `before` `(g, c) -> x`, what becomes of a gradient first; c are the
+    coefficients, of which those are known that no later measure goes into.
+    """
+
+    summand: Callable[[Any], Any]
+    before: Callable[[Any, Any], Any] | None = None
+
+    def after(self, first: Callable[[Any, Any], Any]) -> "Measure":
+        """The same of gradients that come through another function first."""
+        then = self.before
+        return replace(self, before=first if then is None else lambda g, c: then(first(g, c), c))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +72,16 @@ class Rule:
     Coefficients: Any  # the NamedTuple in which `update` sees what `coefficients` returns
     doc: str | None
     exempt: Mapping[str, str]  # the laws of funcopt.testing that it need not keep, each with the reason
+    measures: tuple[Mapping[str, Measure], ...] = ()  # by name; those of a later mapping may need those before
+    layers: int = 0  # how many transforms are around it
+    made: tuple[Callable[..., "Rule"], tuple[Any, ...]] | None = None  # what makes it again, where no name does
+    equation: Callable[..., Any] = field(init=False)  # `update`, but for steps that are to be skipped
+
+    def __post_init__(self) -> None:
+        if "skip" in getattr(self.Coefficients, "_fields", ()):
+            object.__setattr__(self, "equation", _skipping(self.update, len(self.slots)))
+        else:
+            object.__setattr__(self, "equation", self.update)
 
     def choose(self, choices: Mapping[str, bool]) -> dict[str, bool]:
         """All flags, the defaults for those not given; raises TypeError for an unknown one, or one that is no bool."""
@@ -76,6 +113,8 @@ class Rule:
 
     def __reduce__(self) -> Any:
         """Pickled as the name of its factory, which must be found in the module that defines `update`."""
+        if self.made is not None:
+            return self.made
         module = self.update.__module__
         try:
             found = _found(module, self.name)
@@ -89,6 +128,18 @@ class Rule:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Rule":
         return self  # nothing of it changes
+
+
+def _skipping(update: Callable[..., Any], slots: int) -> Callable[..., Any]:
+    """The update that gives back what it is given where the coefficient `skip` is not 0."""
+
+    def equation(p: Any, g: Any, *rest: Any) -> Any:
+        skip = rest[slots].skip != 0
+        old = [slot for slot in rest[:slots] if slot is not None]
+        new_p, new = update(p, where(skip, 0.0, g), *rest)  # a derivative must be finite on the side not taken
+        return where(skip, p, new_p), tuple(where(skip, o, n) for o, n in zip(old, new, strict=True))
+
+    return equation
 
 
 def _found(module: str, name: str) -> Rule:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-__all__ = ["CONDITIONS", "Equation", "Expression", "written"]
+__all__ = ["CONDITIONS", "Equation", "Expression", "summed", "written"]
 
 # The operations whose values are conditions, not numbers.
 CONDITIONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
@@ -145,6 +145,14 @@ def written(update: Callable[..., Any], flags: tuple[bool, ...], present: tuple[
     if not all(isinstance(value, Expression | float | int) for value in results):
         raise TypeError(f"it must return numbers; it returned {_shape_of(new)}")
     return Equation(fields._fields, len(slots), results)
+
+
+@functools.lru_cache(maxsize=1024)
+def summed(summand: Callable[..., Any], before: Callable[..., Any] | None, fields: Any) -> tuple[Any, Any]:
+    """A measure, written down: what becomes of a gradient "g" first, and what is summed of that, "x"."""
+    g, x = (Expression("name", name, scalar=False) for name in ("g", "x"))
+    c = fields(*(Expression("name", f"c{k}", scalar=True) for k in range(len(fields._fields))))
+    return g if before is None else before(g, c), summand(x)
 
 
 def _shape_of(value: Any) -> str:

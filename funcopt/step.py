@@ -1,7 +1,7 @@
 """One step over leaves: the scalars of the equation, the backend that runs it, and the step counts."""
 
 import contextlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from funcopt import backends, hyper, observed
 from funcopt.declaration import Rule
 
-__all__ = ["Leaves", "coefficients", "step"]
+__all__ = ["Leaves", "coefficients", "measured", "skipped", "step"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,21 @@ def step(
     donate: bool,
     advance: bool = True,
     tables: dict[Hashable, Any] | None = None,
+    sums: Mapping[str, Any] | None = None,
 ) -> Leaves:
     """The leaves after one step; they have been checked.
 
     With `donate` the results overwrite params and slots, unless a derivative is wanted or a transform is at work.
-    Without `advance` the counts stay as they are, for a caller that keeps its own.
+    Without `advance` the counts stay as they are, for a caller that keeps its own. `sums` are what the rule measures,
+    for a caller who has more leaves than these.
     """
     active = [i for i, g in enumerate(leaves.grads) if g is not None]
     if not active:
         return leaves
+    if sums is None:
+        sums = {}
+        for level in range(len(rule.measures)):
+            sums |= measured(rule, flags, leaves, level, sums, backend=backend)
     tracing = torch.compiler.is_compiling()
     differentiated = not tracing and observed.differentiated(_tensors(leaves))
     recorded = differentiated or (
@@ -54,9 +60,11 @@ def step(
     )
     donate = donate and not recorded and not observed.transformed()
     with contextlib.nullcontext() if differentiated or tracing else torch.no_grad():
-        sets, rows = _coefficients(rule, leaves, active, tracing)
+        sets, rows = _coefficients(rule, leaves, active, tracing, sums)
+        if skipped(sets):
+            return leaves
         work = backends.Work(
-            update=rule.update,
+            update=rule.equation,
             flags=flags,
             params=[leaves.params[i] for i in active],
             grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
@@ -73,8 +81,48 @@ def step(
             leaves,
             params=_put(leaves.params, active, params),
             slots={name: _put(old, active, new) for (name, old), new in zip(leaves.slots.items(), slots, strict=True)},
-            steps=_advance(leaves.steps, active, tracing) if advance else leaves.steps,
+            steps=_advance(leaves.steps, active, sets, rows, tracing) if advance else leaves.steps,
         )
+
+
+def measured(
+    rule: Rule, flags: tuple[bool, ...], leaves: Leaves, level: int, sums: Mapping[str, Any], *, backend: str
+) -> dict[str, Any]:
+    """What the rule measures of the gradients of these leaves: floats, or 0-d float64 tensors where one has to wait.
+
+    Args:
+        rule: the rule; the leaves have been checked.
+        flags: its flags.
+        leaves: those whose gradients are measured.
+        level: the place in `rule.measures`.
+        sums: what has been measured at the levels before.
+        backend: as for a step.
+    """
+    active = [i for i, g in enumerate(leaves.grads) if g is not None]
+    tracing = torch.compiler.is_compiling()
+    differentiated = not tracing and observed.differentiated(_tensors(leaves))
+    with contextlib.nullcontext() if differentiated or tracing else torch.no_grad():
+        sets, rows = _coefficients(rule, leaves, active, tracing, sums)
+        work = backends.Work(
+            update=rule.equation,
+            flags=flags,
+            params=[leaves.params[i] for i in active],
+            grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
+            slots=[],
+            present=(),
+            coefficients=sets,
+            rows=rows,
+            donate=False,
+        )
+        return backends.measure(
+            work, rule.measures[level], backend, traced=observed.traced(), differentiated=differentiated
+        )
+
+
+def skipped(sets: Sequence[Any]) -> bool:
+    """Whether these coefficients are known to make the step leave everything as it is."""
+    skips = [getattr(cs, "skip", 0.0) for cs in sets]
+    return all(not isinstance(skip, Tensor) and skip != 0 for skip in skips)
 
 
 def _put(old: list[Tensor], active: list[int], new: list[Tensor]) -> list[Tensor]:
@@ -86,14 +134,19 @@ def _put(old: list[Tensor], active: list[int], new: list[Tensor]) -> list[Tensor
     return out
 
 
-def _advance(steps: list[Tensor], active: list[int], tracing: bool) -> list[Tensor]:
+def _advance(
+    steps: list[Tensor], active: list[int], sets: list[tuple[Any, ...]], rows: list[int], tracing: bool
+) -> list[Tensor]:
     """The counts after the step; leaves that shared a count share the next one. No count is ever written to."""
-    new: dict[int, Tensor] = {}
+    new: dict[tuple[int, int], Tensor] = {}
     same = _same([steps[i] for i in active], tracing)
-    for i, first in zip(active, same, strict=True):
-        if first not in new:
-            new[first] = steps[i] + 1
-    return _put(steps, active, [new[first] for first in same])
+    skips = [getattr(cs, "skip", None) for cs in sets]
+    keys = [(first, 0 if skips[row] is None else row) for first, row in zip(same, rows, strict=True)]
+    for i, key, row in zip(active, keys, rows, strict=True):
+        if key not in new:
+            skip = skips[row]
+            new[key] = steps[i] + ((1 - skip).to(steps[i]) if isinstance(skip, Tensor) else 1 - (skip or 0))
+    return _put(steps, active, [new[key] for key in keys])
 
 
 def _same(values: list[Any], tracing: bool) -> list[int]:
@@ -114,7 +167,7 @@ def _same(values: list[Any], tracing: bool) -> list[int]:
 
 
 def _coefficients(
-    rule: Rule, leaves: Leaves, active: list[int], tracing: bool
+    rule: Rule, leaves: Leaves, active: list[int], tracing: bool, sums: Mapping[str, Any]
 ) -> tuple[list[tuple[Any, ...]], list[int]]:
     """The distinct sets of coefficients, and the one for each active leaf.
 
@@ -139,14 +192,15 @@ def _coefficients(
             found[key] = len(sets)
             t = read[same[leaf]] if same[leaf] in read else _float64(counts[leaf]) + 1
             own = [_scalar(c[leaf], tracing) if isinstance(c, hyper.PerLeaf) else c for c in columns]
-            sets.append(coefficients(rule, t, own))
+            sets.append(coefficients(rule, t, hyper.nest(rule.hparams, own), sums))
         rows.append(found[key])
     return sets, rows
 
 
-def coefficients(rule: Rule, t: Any, numbers: Sequence[Any]) -> tuple[Any, ...]:
-    """The coefficients of step t = 1, 2, …, from the hparams one component after the other."""
-    return rule.Coefficients(**rule.coefficients(t, **hyper.nest(rule.hparams, numbers)))  # type: ignore[no-any-return]
+def coefficients(rule: Rule, t: Any, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The coefficients of step t = 1, 2, …; what has not been measured yet counts as 0."""
+    measured = {name: sums.get(name, 0.0) for level in rule.measures for name in level}
+    return rule.Coefficients(**rule.coefficients(t, **hparams, **measured))  # type: ignore[no-any-return]
 
 
 def _scalar(value: Any, tracing: bool) -> Any:

@@ -4,6 +4,7 @@ Arithmetic is that of torch on the same tensors, operation by operation, each ro
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from funcopt.backends import compute_dtype
 from funcopt.expression import Equation
 from funcopt.kernels.statements import Language, Statements
 
-__all__ = ["ENTRY", "source"]
+__all__ = ["ENTRY", "measuring", "source"]
 
 ENTRY = "funcopt_step"
 
@@ -84,12 +85,13 @@ template <typename N> inline N sign(N x) { return x > 0 ? N(1) : x < 0 ? N(-1) :
 """
 
 # `table` has a row for each tensor: its number of elements, the row of its coefficients, then the addresses of p, g and
-# the slots in use, and of where the new p and slots go. Each thread takes an equal run of all elements.
+# the slots in use, and of where the new p and slots go. Each thread takes an equal run of all elements, and has its own
+# row of `sums`.
 TAIL = """
 }  // namespace
 
 extern "C" void funcopt_step(const int64_t *table, int64_t tensors, const double *coefficients,
-                             int64_t most_threads) {
+                             int64_t most_threads, double *sums) {
   int64_t total = 0;
   for (int64_t k = 0; k < tensors; ++k) total += table[k * WIDTH];
 #ifdef _OPENMP
@@ -109,12 +111,26 @@ extern "C" void funcopt_step(const int64_t *table, int64_t tensors, const double
       const int64_t *row = table + k * WIDTH;
       const int64_t size = row[0], begin = first > before ? first - before : 0;
       const int64_t end = last - before < size ? last - before : size;
-      if (begin < end) update(row + 2, coefficients + row[1] * COUNT, begin, end);
+      if (begin < end) work(row + 2, coefficients + row[1] * COUNT, begin, end, sums + thread * SUMS);
       before += size;
     }
   }
 }
 """
+
+
+def _language(compute: str) -> Language:
+    infinity = "std::numeric_limits<double>::infinity()"
+    return Language(
+        operations=OPERATIONS,
+        scalar_operations=OPERATIONS,
+        statement="const {kind} {name} = {value};",
+        kinds=("bool", "double", compute),
+        literal="{}",
+        literals={"nan": "std::numeric_limits<double>::quiet_NaN()", "inf": infinity, "-inf": f"-{infinity}"},
+        scalar="double({})",
+        number=f"{compute}({{}})",
+    )
 
 
 def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
@@ -125,18 +141,7 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
         dtypes: of p, g and the slots in use.
     """
     compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
-    infinity = "std::numeric_limits<double>::infinity()"
-    language = Language(
-        operations=OPERATIONS,
-        scalar_operations=OPERATIONS,
-        statement="const {kind} {name} = {value};",
-        kinds=("bool", "double", compute),
-        literal="{}",
-        literals={"nan": "std::numeric_limits<double>::quiet_NaN()", "inf": infinity, "-inf": f"-{infinity}"},
-        scalar="double({})",
-        number=f"{compute}({{}})",
-    )
-    statements = Statements(language)
+    statements = Statements(_language(compute))
     results = [statements.number(result) for result in equation.results]
     names = ["p", "g", *(f"s{k}" for k in range(equation.slots))]
     written = [0, *range(2, len(names))]  # p and the slots, in the order of `names`
@@ -154,17 +159,63 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
         f"{names[of]}_new[i] = stored<{types[of]}, {compute}>({result});"
         for of, result in zip(written, results, strict=True)
     ]
-    half = "inline float number(_Float16 x) { return x; }" if "_Float16" in types else ""
     return "\n".join(
         [
-            HEAD.replace("HALF", half),
-            "inline void update(const int64_t *row, const double *c, int64_t begin, int64_t end) {",
+            _head(types),
+            "inline void work(const int64_t *row, const double *c, int64_t begin, int64_t end, double *) {",
             *(f"  {line}" for line in [*inputs, *outputs, *scalars, *statements.scalars]),
             "#pragma omp simd",
             "  for (int64_t i = begin; i < end; ++i) {",
             *(f"    {line}" for line in [*loads, *statements.elements, *stores]),
             "  }",
             "}",
-            TAIL.replace("WIDTH", str(2 + len(names) + len(written))).replace("COUNT", str(len(equation.fields))),
+            _tail(2 + len(names) + len(written), len(equation.fields), 0),
         ]
     )
+
+
+def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence[torch.dtype], width: int) -> str:
+    """The text of a kernel that sums measures of gradients, in float64.
+
+    Args:
+        measures: what becomes of a gradient g first, and what is summed of that, x.
+        fields: the number of coefficients.
+        dtypes: of p and g.
+        width: the length of a table's row.
+    """
+    compute, grad = TYPES[compute_dtype(dtypes[0])], TYPES[dtypes[1]]
+    blocks = []
+    for k, (before, summand) in enumerate(measures):
+        first, then = Statements(_language(compute)), Statements(_language("double"))
+        x, value = first.number(before), then.number(summand)
+        inner = [*first.scalars, *first.elements, f"const double x = {x};", *then.scalars, *then.elements]
+        blocks += ["{", *(f"  {line}" for line in inner), f"  sum{k} += {value};", "}"]
+    sums = [f"sum{k}" for k in range(len(measures))]
+    head = [
+        f"const {grad} *const g_ = reinterpret_cast<const {grad} *>(row[1]);",
+        *(f"const double c{k} = c[{k}];" for k in range(fields)),
+        *(f"double {name} = 0;" for name in sums),
+    ]
+    return "\n".join(
+        [
+            _head([compute, grad]),
+            "inline void work(const int64_t *row, const double *c, int64_t begin, int64_t end, double *sums) {",
+            *(f"  {line}" for line in head),
+            f"#pragma omp simd reduction(+ : {', '.join(sums)})",
+            "  for (int64_t i = begin; i < end; ++i) {",
+            f"    const {compute} g = number(g_[i]);",
+            *(f"    {line}" for line in blocks),
+            "  }",
+            *(f"  sums[{k}] += {name};" for k, name in enumerate(sums)),
+            "}",
+            _tail(width, fields, len(measures)),
+        ]
+    )
+
+
+def _head(types: Sequence[str]) -> str:
+    return HEAD.replace("HALF", "inline float number(_Float16 x) { return x; }" if "_Float16" in types else "")
+
+
+def _tail(width: int, fields: int, sums: int) -> str:
+    return TAIL.replace("WIDTH", str(width)).replace("COUNT", str(fields)).replace("SUMS", str(sums))

@@ -4,13 +4,14 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import torch
 
 from funcopt import expression
 from funcopt.backends import CompilationError, Result, Work, compiler
+from funcopt.declaration import Measure
 from funcopt.kernels import cpp, table
 
-__all__ = ["bound", "library", "step"]
+__all__ = ["bound", "bound_measure", "library", "measure", "step"]
 
 
 def step(work: Work) -> Result:
@@ -37,28 +39,73 @@ def step(work: Work) -> Result:
 
 def bound(work: Work, rows: table.Table) -> table.Kernel:
     """The kernel for a table; raises CompilationError."""
-    entry = kernel(work.update, work.flags, work.present, type(work.coefficients[0]), rows.dtypes)
-    address, tensors = rows.rows.buffer_info()[0], len(rows.members)
+    entry = _kernel(work.update, work.flags, work.present, type(work.coefficients[0]), rows.dtypes)
+    call = _called(entry, rows)
+    return lambda coefficients: call(coefficients, 0)
 
-    def run(coefficients: list[tuple[Any, ...]]) -> None:
-        numbers = array("d", [float(c) for cs in coefficients for c in cs])
-        entry(address, tensors, numbers.buffer_info()[0], torch.get_num_threads())
+
+def measure(work: Work, measures: Mapping[str, Measure]) -> dict[str, float]:
+    """The measures of the work's gradients; raises CompilationError."""
+    sums = [bound_measure(work, rows, measures)(work.coefficients) for rows in table.tables(work)]
+    return {name: sum(part[name] for part in sums) for name in measures}
+
+
+def bound_measure(
+    work: Work, rows: table.Table, measures: Mapping[str, Measure]
+) -> Callable[[list[tuple[Any, ...]]], dict[str, float]]:
+    """What sums measures of the gradients in a table; raises CompilationError."""
+    width = len(rows.rows) // len(rows.members)
+    entry = _measuring(tuple(measures.values()), type(work.coefficients[0]), rows.dtypes[:2], width)
+    call = _called(entry, rows)
+
+    def run(coefficients: list[tuple[Any, ...]]) -> dict[str, float]:
+        sums, count = call(coefficients, len(measures)), len(measures)
+        return {name: math.fsum(sums[k::count]) for k, name in enumerate(measures)}
 
     return run
 
 
+Entry = Callable[[int, int, int, int, int], None]
+
+
+def _called(entry: Entry, rows: table.Table) -> Callable[[list[tuple[Any, ...]], int], "array[float]"]:
+    """The call of a compiled kernel on a table: coefficients and the number of sums ↦ each thread's sums."""
+    address, tensors = rows.rows.buffer_info()[0], len(rows.members)
+
+    def call(coefficients: list[tuple[Any, ...]], sums: int) -> "array[float]":
+        numbers = array("d", [float(c) for cs in coefficients for c in cs])
+        threads = torch.get_num_threads()
+        out = array("d", bytes(8 * sums * threads))
+        entry(address, tensors, numbers.buffer_info()[0], threads, out.buffer_info()[0])
+        return out
+
+    return call
+
+
 @functools.lru_cache(maxsize=256)
-def kernel(
+def _kernel(
     update: Callable[..., Any],
     flags: tuple[bool, ...],
     present: tuple[bool, ...],
     fields: Any,
     dtypes: tuple[torch.dtype, ...],
-) -> Callable[[int, int, int, int], None]:
-    """The compiled kernel: `(address of the table, its rows, address of the coefficients, most threads)`."""
-    equation = expression.written(update, flags, present, fields)
-    entry = getattr(library(cpp.source(equation, dtypes)), cpp.ENTRY)
-    entry.argtypes, entry.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64], None
+) -> Entry:
+    """The compiled kernel of a rule."""
+    return _entry(cpp.source(expression.written(update, flags, present, fields), dtypes))
+
+
+@functools.lru_cache(maxsize=256)
+def _measuring(measures: tuple[Measure, ...], fields: Any, dtypes: tuple[torch.dtype, ...], width: int) -> Entry:
+    """The compiled kernel that sums measures."""
+    summed = [expression.summed(measure.summand, measure.before, fields) for measure in measures]
+    return _entry(cpp.measuring(summed, len(fields._fields), dtypes, width))
+
+
+def _entry(text: str) -> Entry:
+    """`(address of the table, its rows, address of the coefficients, most threads, address of their sums)`."""
+    entry = getattr(library(text), cpp.ENTRY)
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    entry.argtypes, entry.restype = [pointer, integer, pointer, integer, pointer], None
     return entry  # type: ignore[no-any-return]
 
 

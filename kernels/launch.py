@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Hashable
+import operator
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from funcopt import expression
 from funcopt.backends import Result, Work
+from funcopt.declaration import Measure
 from funcopt.kernels import table
-from funcopt.kernels.multi_tensor import fill, multi_tensor_update, update_chunk
+from funcopt.kernels.multi_tensor import fill, measure_chunk, multi_tensor_measure, multi_tensor_update, update_chunk
 
-__all__ = ["BLOCK", "OPTIONS", "WARPS", "bound", "scalars", "step"]
+__all__ = ["BLOCK", "OPTIONS", "WARPS", "bound", "bound_measure", "measure", "scalars", "step"]
 
 # A program's elements and warps: two 16-byte vectors of float32 a thread for each array, so that enough loads are under
 # way to hide memory's latency. Chosen by rule, not by autotuning, which would run an in-place kernel several times.
@@ -36,20 +38,20 @@ def step(work: Work, kept: dict[Hashable, Any] | None = None) -> Result:
 
 def bound(work: Work, rows: table.Table, kept: dict[Hashable, Any] | None = None) -> table.Kernel:
     """The kernel for a table."""
-    width, device, fields = table.width(len(work.slots)), rows.device, type(work.coefficients[0])
+    fields = type(work.coefficients[0])
     equation = expression.written(work.update, work.flags, work.present, fields)
+    chunk = update_chunk(equation, rows.dtypes)
 
     def run(coefficients: list[tuple[Any, ...]]) -> None:
-        chunks = _chunks(tuple(rows.rows[table.SIZE :: width]), device)
+        width, chunks, on_device = _placed(rows, kept)
         if len(chunks) == 0:
             return
-        on_host = torch.frombuffer(rows.rows, dtype=torch.int64).view(-1, width).clone()
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        with _on(rows.device):
             multi_tensor_update[(len(chunks),)](
-                _table(on_host, device, kept, (device, *rows.dtypes)),
+                on_device,
                 chunks,
-                scalars(coefficients, device),
-                UPDATE_CHUNK=update_chunk(equation, rows.dtypes),
+                scalars(coefficients, rows.device),
+                UPDATE_CHUNK=chunk,
                 WIDTH=width,
                 COUNT=len(fields._fields),
                 BLOCK=BLOCK,
@@ -57,6 +59,57 @@ def bound(work: Work, rows: table.Table, kept: dict[Hashable, Any] | None = None
             )
 
     return run
+
+
+def measure(work: Work, measures: Mapping[str, Measure]) -> dict[str, Any]:
+    """The measures of the work's gradients: 0-d float64 tensors on the device, or floats where it is the CPU."""
+    sums = [bound_measure(work, rows, measures)(work.coefficients) for rows in table.tables(work)]
+    return {name: functools.reduce(operator.add, [part[name] for part in sums]) for name in measures}
+
+
+def bound_measure(
+    work: Work, rows: table.Table, measures: Mapping[str, Measure], kept: dict[Hashable, Any] | None = None
+) -> Callable[[list[tuple[Any, ...]]], dict[str, Any]]:
+    """What sums measures of the gradients in a table, in the same order whatever the order of the programs."""
+    fields = type(work.coefficients[0])
+    chunk = measure_chunk(tuple(measures.values()), fields, rows.dtypes[:2])
+
+    def run(coefficients: list[tuple[Any, ...]]) -> dict[str, Any]:
+        width, chunks, on_device = _placed(rows, kept)
+        sums = torch.zeros((len(chunks), len(measures)), dtype=torch.float64, device=rows.device)
+        if len(chunks) > 0:
+            with _on(rows.device):
+                multi_tensor_measure[(len(chunks),)](
+                    on_device,
+                    chunks,
+                    scalars(coefficients, rows.device),
+                    sums,
+                    MEASURE_CHUNK=chunk,
+                    WIDTH=width,
+                    COUNT=len(fields._fields),
+                    SUMS=len(measures),
+                    BLOCK=BLOCK,
+                    **OPTIONS,
+                )
+        total = sums.sum(0)
+        return {
+            name: value.item() if rows.device.type == "cpu" else value
+            for name, value in zip(measures, total, strict=True)
+        }
+
+    return run
+
+
+def _placed(rows: table.Table, kept: dict[Hashable, Any] | None) -> tuple[int, Tensor, Tensor]:
+    """The length of a row, the chunks, and the rows on the device."""
+    width = len(rows.rows) // len(rows.members)
+    chunks = _chunks(tuple(rows.rows[table.SIZE :: width]), rows.device)
+    on_host = torch.frombuffer(rows.rows, dtype=torch.int64).view(-1, width).clone()
+    return width, chunks, _table(on_host, rows.device, kept, (rows.device, *rows.dtypes))
+
+
+def _on(device: torch.device) -> Any:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 _kept_chunks: dict[Hashable, Tensor] = {}

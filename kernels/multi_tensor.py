@@ -17,13 +17,22 @@ import torch
 import triton
 import triton.language as tl
 
-from funcopt import backends
+from funcopt import backends, expression
 from funcopt.backends import compute_dtype
+from funcopt.declaration import Measure
 from funcopt.expression import Equation
 from funcopt.kernels import ops
 from funcopt.kernels.statements import Language, Statements
 
-__all__ = ["fill", "multi_tensor_update", "source", "update_chunk"]
+__all__ = [
+    "fill",
+    "measure_chunk",
+    "measuring",
+    "multi_tensor_measure",
+    "multi_tensor_update",
+    "source",
+    "update_chunk",
+]
 
 # Triton's interpreter cuts a float32 off where it should round it to bfloat16.
 INTERPRETED = tl.constexpr(backends.interpreted())
@@ -64,6 +73,24 @@ def multi_tensor_update(
         UPDATE_CHUNK(row, i, None, c, True)
     else:
         UPDATE_CHUNK(row, i, i < size, c, False)
+
+
+@triton.jit
+def multi_tensor_measure(
+    table, chunks, coefficients, sums, MEASURE_CHUNK: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr,
+    SUMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    chunk = tl.load(chunks + program)
+    row = table + (chunk >> 32) * WIDTH
+    offset = tl.multiple_of((chunk & 0xFFFFFFFF) * BLOCK, BLOCK)
+    size = tl.load(row)
+    c = coefficients + tl.load(row + 1) * COUNT
+    i = offset + tl.arange(0, BLOCK)
+    if (offset + BLOCK <= size) & (tl.load(row + 3) % 16 == 0):
+        MEASURE_CHUNK(row, i, i < size, c, sums + program * SUMS, True)
+    else:
+        MEASURE_CHUNK(row, i, i < size, c, sums + program * SUMS, False)
 
 
 @triton.jit(do_not_specialize=[f"a{k}" for k in range(8)])
@@ -111,6 +138,19 @@ OPERATIONS = {
 OPERATIONS_FLOAT32 = {**OPERATIONS, "div": "tl.div_rn({}, {})", "sqrt": "tl.sqrt_rn({})"}
 
 
+def _language(compute: str) -> Language:
+    return Language(
+        operations=OPERATIONS_FLOAT32 if compute == "tl.float32" else OPERATIONS,
+        scalar_operations=OPERATIONS,
+        statement="{name} = {value}",
+        kinds=("", "", ""),
+        literal="tl.full((), {}, tl.float64)",
+        literals={name: f"tl.full((), float('{name}'), tl.float64)" for name in ("nan", "inf", "-inf")},
+        scalar="{}.to(tl.float64)",
+        number=f"{{}}.to({compute})",
+    )
+
+
 def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
     """The Python, as Triton compiles it, of what happens to a chunk of a tensor.
 
@@ -119,18 +159,7 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
         dtypes: of p, g and the slots in use.
     """
     compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
-    literals = {name: f"tl.full((), float('{name}'), tl.float64)" for name in ("nan", "inf", "-inf")}
-    language = Language(
-        operations=OPERATIONS_FLOAT32 if compute == "tl.float32" else OPERATIONS,
-        scalar_operations=OPERATIONS,
-        statement="{name} = {value}",
-        kinds=("", "", ""),
-        literal="tl.full((), {}, tl.float64)",
-        literals=literals,
-        scalar="{}.to(tl.float64)",
-        number=f"{{}}.to({compute})",
-    )
-    statements = Statements(language)
+    statements = Statements(_language(compute))
     results = [statements.number(result) for result in equation.results]
     names = ["p", "g", *(f"s{k}" for k in range(equation.slots))]
     written = [0, *range(2, len(names))]  # p and the slots, in the order of `names`
@@ -147,13 +176,42 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
     return "\n    ".join(["def update_chunk(row, i, mask, c, ALIGNED: tl.constexpr):", *body, ""])
 
 
+def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence[torch.dtype]) -> str:
+    """The Python, as Triton compiles it, that sums measures of a chunk of a gradient, in float64.
+
+    Args:
+        measures: what becomes of a gradient g first, and what is summed of that, x.
+        fields: the number of coefficients.
+        dtypes: of p and g.
+    """
+    compute, grad = TYPES[compute_dtype(dtypes[0])], TYPES[dtypes[1]]
+    body = [f"c{k} = tl.load(c + {k})" for k in range(fields)]
+    body += [f"g = tl.load(pointer(row, 3, {grad}, ALIGNED) + i, mask=mask, other=0.0).to({compute})"]
+    for k, (before, summand) in enumerate(measures):
+        first, then = Statements(_language(compute)), Statements(_language("tl.float64"))
+        x, value = first.number(before), then.number(summand)
+        body += [*first.scalars, *first.elements, f"x = {x}.to(tl.float64)", *then.scalars, *then.elements]
+        body += [f"tl.store(sums + {k}, tl.sum(tl.where(mask, {value}, 0.0)))"]
+    return "\n    ".join(["def measure_chunk(row, i, mask, c, sums, ALIGNED: tl.constexpr):", *body, ""])
+
+
 @functools.lru_cache(maxsize=256)
 def update_chunk(equation: Equation, dtypes: tuple[torch.dtype, ...]) -> Any:
     """The function of `source`, for Triton to compile."""
-    text = source(equation, dtypes)
+    return _jitted(source(equation, dtypes), "update_chunk")
+
+
+@functools.lru_cache(maxsize=256)
+def measure_chunk(measures: tuple[Measure, ...], fields: Any, dtypes: tuple[torch.dtype, ...]) -> Any:
+    """The function of `measuring`, for Triton to compile."""
+    summed = [expression.summed(measure.summand, measure.before, fields) for measure in measures]
+    return _jitted(measuring(summed, len(fields._fields), dtypes), "measure_chunk")
+
+
+def _jitted(text: str, function: str) -> Any:
     # Triton reads a function's text, and names what it keeps of it by this name.
     name = f"<funcopt {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     scope = {"tl": tl, "pointer": pointer, "rounded": rounded, "__name__": __name__, **vars(ops)}
     exec(compile(text, name, "exec"), scope)
-    return triton.jit(scope["update_chunk"])
+    return triton.jit(scope[function])

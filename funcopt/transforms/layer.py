@@ -1,0 +1,130 @@
+"""What transforms are made of: a layer around a rule, which gives a rule again."""
+
+import functools
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+from funcopt import hyper
+from funcopt.core import PureOptimizer
+from funcopt.declaration import Measure, Rule, Slot
+from funcopt.ops import maximum
+
+__all__ = ["Layer", "layered"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What a transform does around an update equation. Functions of elements are written as `update` is.
+
+    Args:
+        name: the transform's.
+        hparams: its numbers. Their defaults are replaced by what the transform is called with.
+        slots: its state.
+        measures: sums over all elements of all gradients, as they come to this layer: x ↦ what is summed, in float64.
+        coefficients: `(**measures, **hparams) -> dict` of scalars, for `before` and `after`. One named "skip" that is
+            not 0 makes the step leave everything as it is, the step count too.
+        before: `(g, c) -> g`, what becomes of a gradient before the equation sees it.
+        after: `(p, slots, c) -> slots`, the layer's own slots after the equation gave a new p.
+    """
+
+    name: str
+    hparams: Mapping[str, hyper.Number] = field(default_factory=dict)
+    slots: tuple[Slot, ...] = ()
+    measures: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    coefficients: Callable[..., dict[str, Any]] = dict
+    before: Callable[[Any, Any], Any] | None = None
+    after: Callable[[Any, tuple[Any, ...], Any], tuple[Any, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        LAYERS[self.name] = self
+
+
+LAYERS: dict[str, Layer] = {}  # by name, for pickle
+
+
+def layered(opt: PureOptimizer, layer: Layer, prefix: str = "", **defaults: float) -> PureOptimizer:
+    """The pure optimizer with a layer around it.
+
+    Args:
+        opt: the optimizer.
+        layer: what goes around it.
+        prefix: put before the names of the layer's numbers and slots, to tell them from others of the same name.
+        **defaults: the layer's numbers, where hparams do not give them.
+
+    Raises:
+        TypeError: no optimizer, or a name that is taken.
+        ValueError: a number out of its range.
+    """
+    if not isinstance(opt, PureOptimizer):
+        raise TypeError(f"{layer.name} takes a pure optimizer, such as funcopt.adamw(); got a {type(opt).__name__}")
+    if not isinstance(prefix, str) or not (prefix + "x").isidentifier():
+        raise TypeError(f"{layer.name}: prefix is the beginning of a name, such as 'outer_'; got {prefix!r}")
+    hyper.validate(layer.name, layer.hparams, defaults)
+    return replace(opt, rule=_rule(opt.rule, layer, prefix, tuple((n, float(v)) for n, v in defaults.items())))
+
+
+@functools.lru_cache(maxsize=1024)
+def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, float], ...]) -> Rule:
+    """The rule with the layer around it: the same for the same arguments, so that its kernels are compiled once."""
+    given = dict(defaults)
+    numbers = {prefix + n: replace(part, default=given.get(n, part.default)) for n, part in layer.hparams.items()}
+    slots = tuple(replace(slot, name=prefix + slot.name) for slot in layer.slots)
+    taken = {"step", "backend", *inner.hparams, *inner.flags, *(slot.name for slot in inner.slots)}
+    for name in (*numbers, *(slot.name for slot in slots)):
+        if name in taken:
+            raise TypeError(
+                f"{layer.name}: {name!r} is a name that {inner.name} has already; give this one's names a prefix: "
+                f"{layer.name}(…, prefix='outer_') calls it 'outer_{name}'"
+            )
+    own = f"layer{inner.layers + 1}_"  # what the layer's measures and coefficients are called among the others
+    measured = {own + name: Measure(summand) for name, summand in layer.measures.items()}
+
+    def coefficients(t: Any, **values: Any) -> dict[str, Any]:
+        mine = {name.removeprefix(own): values.pop(name) for name in measured}
+        mine |= {name: values.pop(prefix + name) for name in layer.hparams}
+        out, scalars = inner.coefficients(t, **values), layer.coefficients(**mine)
+        if "skip" in scalars:
+            skip = scalars.pop("skip")
+            out["skip"] = maximum(out["skip"], skip) if "skip" in out else skip
+        return out | {own + name: value for name, value in scalars.items()}
+
+    def scalars_of(c: Any) -> Any:
+        return SimpleNamespace(**{n.removeprefix(own): getattr(c, n) for n in c._fields if n.startswith(own)})
+
+    def before(g: Any, c: Any) -> Any:
+        return g if layer.before is None else layer.before(g, scalars_of(c))
+
+    def update(p: Any, g: Any, *rest: Any) -> Any:
+        inside, mine, (c, *flags) = rest[: len(inner.slots)], rest[len(inner.slots) :][: len(slots)], rest[count:]
+        p, new = inner.update(p, before(g, c), *inside, c, *flags)
+        return p, new if layer.after is None else (*new, *layer.after(p, mine, scalars_of(c)))
+
+    count = len(inner.slots) + len(slots)
+    levels = tuple({n: m.after(before) for n, m in level.items()} for level in inner.measures)
+    if measured and layer.before is None and levels:
+        levels = ({**measured, **levels[0]}, *levels[1:])  # what changes no gradient is measured with what comes next
+    elif measured:
+        levels = (measured, *levels)
+    hparams = {**inner.hparams, **numbers}
+    sums = {name: 0.0 for level in levels for name in level}
+    fields = list(coefficients(1.0, **hyper.validate(inner.name, hparams, {}), **sums))
+    return replace(
+        inner,
+        name=f"{inner.name}_{layer.name}",
+        hparams=hparams,
+        slots=(*inner.slots, *slots),
+        coefficients=coefficients,
+        update=update,
+        measures=levels,
+        Coefficients=namedtuple("_".join(["Coefficients", *fields]), fields),
+        doc=f"{inner.name} with {layer.name} around it; see funcopt.transforms.{layer.name}.",
+        layers=inner.layers + 1,
+        made=(_again, (inner, layer.name, prefix, defaults)),
+    )
+
+
+def _again(inner: Rule, layer: str, prefix: str, defaults: tuple[tuple[str, float], ...]) -> Rule:
+    return _rule(inner, LAYERS[layer], prefix, defaults)
