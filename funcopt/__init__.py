@@ -6,6 +6,7 @@ from funcopt.declaration import Slot
 from funcopt.describe import describe
 from funcopt.hyper import Number, fraction, nonnegative
 from funcopt.rules import adam, adamw, sgd
+from funcopt.transforms import clip_by_global_norm, ema, skip_nonfinite, unscale
 
 __all__ = [
     "Number",
@@ -13,11 +14,15 @@ __all__ = [
     "Slot",
     "adam",
     "adamw",
+    "clip_by_global_norm",
     "describe",
+    "ema",
     "fraction",
     "nonnegative",
     "optim",
     "rule",
     "sgd",
+    "skip_nonfinite",
+    "unscale",
 ]
 __version__ = "0.1.0"

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from funcopt import backends, hyper, observed, tree
+from funcopt import backends, exchange, hyper, observed
 from funcopt.core import PureOptimizer, State, Tree, count_dtype, pure
 from funcopt.declaration import Rule
 from funcopt.prepared import Prepared
-from funcopt.step import Leaves, step
+from funcopt.step import Leaves, measured, step
+from funcopt.transforms.scaling import scaled
 
 __all__ = ["Adapter", "from_pure"]
 
@@ -42,6 +43,9 @@ class Adapter(torch.optim.Optimizer):
     device, `differentiable` lets autograd through the step; `foreach` and `fused` choose among implementations that
     this library does not have, and change nothing.
     """
+
+    # GradScaler may leave it to the step to unscale gradients, and to do nothing where one is not finite.
+    _step_supports_amp_scaling: ClassVar[bool] = True
 
     # Whether state[p] has the step count; torch.optim.SGD has none, and needs only to know a first step from the rest.
     _counts: ClassVar[bool] = True
@@ -97,7 +101,9 @@ class Adapter(torch.optim.Optimizer):
 
     def _pure(self, group: Mapping[str, Any]) -> PureOptimizer:
         rule = self._rule(group)
-        return _pure(rule, self._backend, tuple((flag, bool(group[flag])) for flag in rule.flags if flag in group))
+        opt = _pure(rule, self._backend, tuple((flag, bool(group[flag])) for flag in rule.flags if flag in group))
+        # GradScaler hands attributes over for a step, and takes them away after it.
+        return scaled(opt) if hasattr(self, "grad_scale") or hasattr(self, "found_inf") else opt
 
     def _numbers(self, rule: Rule, group: Mapping[str, Any]) -> dict[str, Any]:
         """A group's numbers as the rule takes them; a tensor has one element, of any number of dimensions."""
@@ -113,7 +119,12 @@ class Adapter(torch.optim.Optimizer):
                 raise ValueError(f"Tensor {name} must be 1-element; got one of shape {tuple(value.shape)}")
             return value.reshape(()) if value.dim() else value
 
-        return {name: scalar(name, group[name]) for name in rule.hparams}
+        return {name: scalar(name, group[name] if name in group else self._of_scaler(name)) for name in rule.hparams}
+
+    def _of_scaler(self, name: str) -> Any:
+        """What GradScaler's part of a rule takes: no group has it."""
+        given = getattr(self, name.removeprefix("scaler_"), None)
+        return given if given is not None else 1.0 if name == "scaler_grad_scale" else 0.0
 
     def _slots(self, group: Mapping[str, Any]) -> list[str]:
         """The slots that a group's numbers and flags need."""
@@ -122,11 +133,12 @@ class Adapter(torch.optim.Optimizer):
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, zero_grad: bool = False) -> Any:  # type: ignore[override]
         """Perform one step: update the parameters that have a gradient, in place.
 
         Args:
             closure: reevaluates the model and returns the loss; called with gradients enabled.
+            zero_grad: set the gradients to 0 in the same pass over memory, for who keeps them from step to step.
 
         Returns:
             What the closure returns, or None.
@@ -141,21 +153,25 @@ class Adapter(torch.optim.Optimizer):
         if len(states) != len(self._known) or not all(map(is_, states, self._known)):
             self._kept.clear()
             self._known = states
-        prepared = [self._prepared(index, group) for index, group in enumerate(self.param_groups)]
-        for group, take in zip(self.param_groups, prepared, strict=True):
-            if take is None:
+        turns = [self._turn(index, group) for index, group in enumerate(self.param_groups)]
+        for group, turn in zip(self.param_groups, turns, strict=True):
+            if turn is None:
                 self._check_step(group)
-        for index, (group, take) in enumerate(zip(self.param_groups, prepared, strict=True)):
-            if take is not None:
-                take()
+        sums = self._measured(turns)
+        for index, (group, turn) in enumerate(zip(self.param_groups, turns, strict=True)):
+            if turn is not None:
+                kept, numbers = turn
+                kept.step(numbers, sums, zero_grad=zero_grad)
                 continue
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 for params in _rounds([p for p in group["params"] if p.grad is not None]):
-                    self._step_group(group, params, self._tables.setdefault(index, {}))
+                    self._step_group(group, params, self._tables.setdefault(index, {}), sums)
+            if zero_grad:
+                torch._foreach_zero_([p.grad for p in group["params"] if p.grad is not None])
         return loss
 
-    def _prepared(self, index: int, group: Mapping[str, Any]) -> Callable[[], None] | None:
-        """A group's step, where one is prepared; None where it takes one from scratch. Nothing has been changed yet."""
+    def _turn(self, index: int, group: Mapping[str, Any]) -> tuple[Prepared, dict[str, Any]] | None:
+        """A group's step, where one is prepared, and its numbers; None where it is taken from scratch."""
         if group.get("differentiable") or observed.traced() or observed.transformed():
             return None
         opt = self._pure(group)
@@ -171,15 +187,49 @@ class Adapter(torch.optim.Optimizer):
             self._kept[index] = kept
             if not kept.serves(opt, names, group["params"]):
                 return None
-        return functools.partial(kept.step, floats)
+        return kept, floats
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], tables: dict[Hashable, Any]) -> None:
+    def _measured(self, turns: list[tuple[Prepared, dict[str, Any]] | None]) -> dict[str, Any]:
+        """What the groups' rules measure of all gradients together."""
+        sums: dict[str, Any] = {}
+        rules = [self._pure(group).rule for group in self.param_groups]
+        for level in range(max((len(rule.measures) for rule in rules), default=0)):
+            found: dict[str, Any] = {}
+            for group, rule, turn in zip(self.param_groups, rules, turns, strict=True):
+                if level < len(rule.measures):
+                    for name, value in self._measured_of(group, turn, level, sums).items():
+                        total = found.get(name, 0.0)
+                        found[name] = total + (value.to(total.device) if isinstance(total, Tensor) else value)
+            sums |= found
+        return sums
+
+    def _measured_of(
+        self, group: Mapping[str, Any], turn: tuple[Prepared, dict[str, Any]] | None, level: int, sums: dict[str, Any]
+    ) -> dict[str, Any]:
+        if turn is not None:
+            return turn[0].measure(level, turn[1], sums)
+        params = [p for p in group["params"] if p.grad is not None]
+        opt = self._pure(group)
+        leaves = Leaves(
+            params=params,
+            grads=[p.grad for p in params],
+            slots={},
+            steps=[torch.zeros(())] * len(params),  # no measure knows the time
+            columns=hyper.columns(opt.rule.hparams, self._numbers(opt.rule, group)),
+        )
+        with torch.set_grad_enabled(bool(group.get("differentiable"))):
+            return measured(opt.rule, tuple(opt.flags.values()), leaves, level, sums, backend=self._backend)
+
+    def _step_group(
+        self, group: dict[str, Any], params: list[Tensor], tables: dict[Hashable, Any], sums: dict[str, Any]
+    ) -> None:
         pure = self._pure(group)
         numbers = self._numbers(pure.rule, group)
         slots = pure.rule.slots_for(numbers, pure.flags)
         states = [self._state_of(p, group, slots) for p in params]
         in_place = not group.get("differentiable")
         counts = [state["step"] for state in states]
+        skips = "skip" in pure.rule.Coefficients._fields
         leaves = Leaves(
             params=params if in_place else [p.clone() for p in params],  # autograd keeps what the step reads
             grads=[p.grad for p in params],
@@ -187,9 +237,21 @@ class Adapter(torch.optim.Optimizer):
             steps=counts,
             columns=hyper.columns(pure.rule.hparams, numbers),
         )
-        flags = tuple(pure.flags.values())
-        new = step(pure.rule, flags, leaves, backend=self._backend, donate=in_place, advance=False, tables=tables)
-        torch._foreach_add_(counts, 1)
+        new = step(
+            pure.rule,
+            tuple(pure.flags.values()),
+            leaves,
+            backend=self._backend,
+            donate=in_place,
+            advance=skips,
+            tables=tables,
+            sums=sums,
+        )
+        if skips:
+            for count, advanced in zip(counts, new.steps, strict=True):
+                count.copy_(advanced)
+        else:
+            torch._foreach_add_(counts, 1)
         for i, p in enumerate(params):
             if not in_place:
                 p.copy_(new.params[i])
@@ -225,14 +287,16 @@ class Adapter(torch.optim.Optimizer):
     def _state_of(self, p: Tensor, group: Mapping[str, Any], slots: list[str]) -> dict[str, Any]:
         """A parameter's state before the step: its own, filled up with zeros; nothing is stored."""
         own = self.state.get(p, {})
-        device = p.device if group.get("capturable") else torch.device("cpu")
+        rule = self._rule(group)
+        on_device = group.get("capturable") or group.get("fused") or "skip" in rule.Coefficients._fields
+        device = p.device if on_device else torch.device("cpu")
         state = {name: own.get(name) for name in ["step", *slots]}
         if state["step"] is None:
             count = 0.0 if self._counts or any(state[name] is None for name in slots) else 1.0
             state["step"] = torch.tensor(count, dtype=count_dtype(), device=device)
-        for name in slots:
-            if state[name] is None:
-                state[name] = torch.zeros_like(p, memory_format=torch.preserve_format).detach()
+        for slot in rule.slots:
+            if slot.name in slots and state[slot.name] is None:
+                state[slot.name] = slot.first(p)
         return state
 
     # ---- saving, loading, copying -----------------------------------------------------------------------------------
@@ -283,26 +347,7 @@ class Adapter(torch.optim.Optimizer):
         Raises:
             ValueError: the groups differ in their flags, for which there is no one pure optimizer.
         """
-        first, *rest = [self._pure(group) for group in self.param_groups]
-        for index, opt in enumerate(rest, 1):
-            if (opt.rule, opt.flags) != (first.rule, first.flags):
-                raise ValueError(f"group 0 is {first}, but group {index} is {opt}; one pure optimizer cannot be both")
-        params, spec = tree.flatten(self._named())
-        groups = [group for group in self.param_groups for _ in group["params"]]
-        numbers = [self._numbers(first.rule, group) for group in self.param_groups]
-        by_group = [hyper.columns(first.rule.hparams, n) for n in numbers]
-        columns = [
-            values[0]
-            if all(v is values[0] or (not isinstance(v, Tensor) and v == values[0]) for v in values)
-            else tree.unflatten([v for v, g in zip(values, self.param_groups, strict=True) for _ in g["params"]], spec)
-            for values in zip(*by_group, strict=True)
-        ]
-        used = {name for group in self.param_groups for name in self._slots(group)}
-        slots = [slot.name for slot in first.rule.slots if slot.name in used]
-        states = [self._state_of(p, group, slots) for p, group in zip(params, groups, strict=True)]
-        state = {name: tree.unflatten([s[name].detach().clone() for s in states], spec) for name in ["step", *slots]}
-        hparams = first.hparams(**hyper.nest(first.rule.hparams, columns))
-        return first, tree.unflatten([p.detach().clone() for p in params], spec), state, hparams
+        return exchange.to_pure(self)
 
     def load_pure(self, params: Tree, state: State) -> None:
         """Take params and state back, as `to_pure` gives them: their values are copied in.
@@ -310,46 +355,7 @@ class Adapter(torch.optim.Optimizer):
         Raises:
             ValueError, TypeError: something does not fit, naming it by its path. Nothing has been changed by then.
         """
-        named = self._named()
-        own, spec = tree.flatten(named)
-        new = tree.flatten_like(params, named, spec, "params")
-        slots = {name: tree.flatten_like(value, named, spec, f"state[{name!r}]") for name, value in state.items()}
-        known = ["step", *dict.fromkeys(slot.name for group in self.param_groups for slot in self._rule(group).slots)]
-        for name in slots:
-            if name not in known:
-                raise ValueError(f"state[{name!r}] is unknown; {hyper.suggest(name, known)}")
-        groups = [group for group in self.param_groups for _ in group["params"]]
-        kept = [names for group in self.param_groups for names in [self._slots(group)] * len(group["params"])]
-        for name in ["step", *sorted({name for names in kept for name in names})]:
-            if name not in slots:
-                raise ValueError(f"state has no {name!r}, which this optimizer keeps; to_pure() gives a complete state")
-        for root, values in {"params": new, **{f"state[{name!r}]": v for name, v in slots.items()}}.items():
-            for value, p, path in zip(values, own, tree.paths(named, ""), strict=True):
-                shape = () if root == "state['step']" else tuple(p.shape)
-                if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-                    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                    raise ValueError(f"{root}{path} must be a tensor of shape {shape}; got {got}")
-        counts = slots.pop("step")
-        with torch.no_grad():
-            for i, p in enumerate(own):
-                p.copy_(new[i])
-                if counts[i] == 0:
-                    self.state.pop(p, None)
-                    continue
-                before = self._state_of(p, groups[i], kept[i])
-                new_state = {name: slots[name][i] for name in kept[i]} | ({"step": counts[i]} if self._counts else {})
-                if new_state:  # in the dtypes, and where, this optimizer has them
-                    self.state[p].update({name: before[name].copy_(value) for name, value in new_state.items()})
-
-    def _named(self) -> Tree:
-        if "param_names" not in self.param_groups[0]:
-            return [p for group in self.param_groups for p in group["params"]]
-        pairs = [
-            pair for group in self.param_groups for pair in zip(group["param_names"], group["params"], strict=True)
-        ]
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("two parameters have the same name; a pytree by name needs each to have its own")
-        return dict(pairs)
+        exchange.load_pure(self, params, state)
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,9 +16,9 @@ import importlib.util
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ __all__ = [
     "interpreted",
     "run",
     "run_eager",
+    "skipped",
     "unavailable",
 ]
 
@@ -104,7 +105,6 @@ def _to(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 Result = tuple[list[Tensor], list[list[Tensor]]]
-Bound = Callable[[Work, Any], Callable[[list[tuple[Any, ...]]], None]]  # a kernel for a `funcopt.kernels.table.Table`
 
 
 # ---- what there is --------------------------------------------------------------------------------------------------
@@ -199,6 +199,12 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
     return params, slots
 
 
+def skipped(sets: Sequence[Any]) -> bool:
+    """Whether these sets of coefficients are known to make a step leave everything as it is."""
+    skips = [getattr(cs, "skip", 0.0) for cs in sets]
+    return all(not isinstance(skip, Tensor) and skip != 0 for skip in skips)
+
+
 def measure(
     work: Work, measures: Mapping[str, Any], backend: str, *, traced: bool, differentiated: bool
 ) -> dict[str, Any]:
@@ -245,19 +251,26 @@ def _measure_eager(work: Work, measures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: total.item() if observed.readable(total) else total for name, total in totals.items()}
 
 
-def kernel(work: Work, backend: str, tables: dict[Hashable, Any]) -> Bound | None:
+class Kernels(NamedTuple):
+    """What runs on a `funcopt.kernels.table.Table`: `bound(work, table, zero_grad=…)` and `bound_measure(work, table,
+    measures)` are functions of the sets of coefficients.
+    """
+
+    bound: Callable[..., Callable[[list[tuple[Any, ...]]], None]]
+    bound_measure: Callable[..., Callable[[list[tuple[Any, ...]]], dict[str, Any]]]
+
+
+def kernels(work: Work, backend: str, kept: dict[Hashable, Any]) -> Kernels | None:
     """What runs all of the work, without a derivative; None where that is not one kernel."""
     parts = list(_chosen(work, backend, differentiated=False))
     if parts == ["triton"]:
         from funcopt.kernels import launch
 
-        launched: Bound = functools.partial(launch.bound, kept=tables)
-        return launched
+        return Kernels(functools.partial(launch.bound, kept=kept), functools.partial(launch.bound_measure, kept=kept))
     if parts in (["compile"], ["auto compile"]):
         from funcopt.kernels import cpu
 
-        compiled: Bound = cpu.bound
-        return compiled
+        return Kernels(cpu.bound, cpu.bound_measure)
     return None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from funcopt import backends
 from funcopt.backends import Work
 from funcopt.core import PureOptimizer
+from funcopt.step import coefficients
 
 __all__ = ["Prepared"]
 
@@ -59,7 +60,7 @@ class Prepared:
         params, rule = self._members, self.opt.rule
         slots, steps = columns[: len(self.names)], columns[-1] if len(columns) > len(self.names) else []
         work = Work(
-            update=rule.update,
+            update=rule.equation,
             flags=tuple(self.opt.flags.values()),
             params=params,
             grads=[p if p.grad is None else p.grad for p in params],
@@ -78,13 +79,14 @@ class Prepared:
         countable = all(type(c) is Tensor and c.device.type == "cpu" and c.dim() == 0 for c in steps)
         if not params or twice or not alike or not countable or len({c.dtype for c in steps}) > 1:
             return None
-        kernel = backends.kernel(work, self.opt.backend, tables)
-        if kernel is None:
+        kernels = backends.kernels(work, self.opt.backend, tables)
+        waits = "skip" in rule.Coefficients._fields and any(p.device.type != "cpu" for p in params)
+        if kernels is None or waits:  # a count on the CPU would have to wait for what the device finds
             return None
         from funcopt.kernels.plan import Plan
 
         try:
-            plan = Plan(work, steps, kernel)
+            plan = Plan(work, steps, rule.measures, kernels)
         except backends.CompilationError:
             return None
         return plan if plan.in_place else None
@@ -109,7 +111,23 @@ class Prepared:
             return False
         return bool(self._plan.ready([self._members, *columns], [p.grad for p in self._members]))
 
-    def step(self, hparams: Mapping[str, Any]) -> None:
-        """Take the step that it serves for, with these hparams, all of them floats."""
-        rule = self.opt.rule
-        self._plan.step(lambda t: rule.Coefficients(**rule.coefficients(t, **hparams)))
+    def measure(self, level: int, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:
+        """What the rule measures of the gradients at a level, after those before."""
+        measured: dict[str, Any] = self._plan.measure(level, lambda t: coefficients(self.opt.rule, t, hparams, sums))
+        return measured
+
+    def step(self, hparams: Mapping[str, Any], sums: Mapping[str, Any], *, zero_grad: bool) -> None:
+        """Take the step that it serves for.
+
+        Args:
+            hparams: all of them floats.
+            sums: what the rule measures of all gradients.
+            zero_grad: set the gradients to 0.
+        """
+        taken = self._plan.step(lambda t: coefficients(self.opt.rule, t, hparams, sums), zero_grad=zero_grad)
+        if zero_grad:
+            grads = [p.grad for p in self._members if p.grad is not None]
+            if taken:
+                torch.autograd.graph.increment_version(grads)
+            else:
+                torch._foreach_zero_(grads)

@@ -1,7 +1,7 @@
 """One step over leaves: the scalars of the equation, the backend that runs it, and the step counts."""
 
 import contextlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from funcopt import backends, hyper, observed
 from funcopt.declaration import Rule
 
-__all__ = ["Leaves", "coefficients", "measured", "skipped", "step"]
+__all__ = ["Leaves", "coefficients", "measured", "step"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def step(
     donate = donate and not recorded and not observed.transformed()
     with contextlib.nullcontext() if differentiated or tracing else torch.no_grad():
         sets, rows = _coefficients(rule, leaves, active, tracing, sums)
-        if skipped(sets):
+        if backends.skipped(sets):
             return leaves
         work = backends.Work(
             update=rule.equation,
@@ -117,12 +117,6 @@ def measured(
         return backends.measure(
             work, rule.measures[level], backend, traced=observed.traced(), differentiated=differentiated
         )
-
-
-def skipped(sets: Sequence[Any]) -> bool:
-    """Whether these coefficients are known to make the step leave everything as it is."""
-    skips = [getattr(cs, "skip", 0.0) for cs in sets]
-    return all(not isinstance(skip, Tensor) and skip != 0 for skip in skips)
 
 
 def _put(old: list[Tensor], active: list[int], new: list[Tensor]) -> list[Tensor]:

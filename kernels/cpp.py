@@ -133,12 +133,13 @@ def _language(compute: str) -> Language:
     )
 
 
-def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
+def source(equation: Equation, dtypes: Sequence[torch.dtype], zero_grad: bool = False) -> str:
     """The text of a kernel.
 
     Args:
         equation: the update, written down.
         dtypes: of p, g and the slots in use.
+        zero_grad: write zeros to the gradients.
     """
     compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
     statements = Statements(_language(compute))
@@ -146,7 +147,7 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
     names = ["p", "g", *(f"s{k}" for k in range(equation.slots))]
     written = [0, *range(2, len(names))]  # p and the slots, in the order of `names`
     inputs = [
-        f"const {t} *const {name}_ = reinterpret_cast<const {t} *>(row[{k}]);"
+        f"{t} *const {name}_ = reinterpret_cast<{t} *>(row[{k}]);"
         for k, (name, t) in enumerate(zip(names, types, strict=True))
     ]
     outputs = [
@@ -159,6 +160,8 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
         f"{names[of]}_new[i] = stored<{types[of]}, {compute}>({result});"
         for of, result in zip(written, results, strict=True)
     ]
+    if zero_grad:
+        stores.append(f"g_[i] = {types[1]}{{}};")
     return "\n".join(
         [
             _head(types),

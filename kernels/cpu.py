@@ -37,9 +37,9 @@ def step(work: Work) -> Result:
     return table.run(work, bound)
 
 
-def bound(work: Work, rows: table.Table) -> table.Kernel:
+def bound(work: Work, rows: table.Table, *, zero_grad: bool = False) -> table.Kernel:
     """The kernel for a table; raises CompilationError."""
-    entry = _kernel(work.update, work.flags, work.present, type(work.coefficients[0]), rows.dtypes)
+    entry = _kernel(work.update, work.flags, work.present, type(work.coefficients[0]), rows.dtypes, zero_grad)
     call = _called(entry, rows)
     return lambda coefficients: call(coefficients, 0)
 
@@ -89,9 +89,10 @@ def _kernel(
     present: tuple[bool, ...],
     fields: Any,
     dtypes: tuple[torch.dtype, ...],
+    zero_grad: bool,
 ) -> Entry:
     """The compiled kernel of a rule."""
-    return _entry(cpp.source(expression.written(update, flags, present, fields), dtypes))
+    return _entry(cpp.source(expression.written(update, flags, present, fields), dtypes, zero_grad))
 
 
 @functools.lru_cache(maxsize=256)

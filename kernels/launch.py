@@ -36,11 +36,13 @@ def step(work: Work, kept: dict[Hashable, Any] | None = None) -> Result:
     return table.run(work, functools.partial(bound, kept=kept))
 
 
-def bound(work: Work, rows: table.Table, kept: dict[Hashable, Any] | None = None) -> table.Kernel:
+def bound(
+    work: Work, rows: table.Table, *, zero_grad: bool = False, kept: dict[Hashable, Any] | None = None
+) -> table.Kernel:
     """The kernel for a table."""
     fields = type(work.coefficients[0])
     equation = expression.written(work.update, work.flags, work.present, fields)
-    chunk = update_chunk(equation, rows.dtypes)
+    chunk = update_chunk(equation, rows.dtypes, zero_grad)
 
     def run(coefficients: list[tuple[Any, ...]]) -> None:
         width, chunks, on_device = _placed(rows, kept)
@@ -68,7 +70,7 @@ def measure(work: Work, measures: Mapping[str, Measure]) -> dict[str, Any]:
 
 
 def bound_measure(
-    work: Work, rows: table.Table, measures: Mapping[str, Measure], kept: dict[Hashable, Any] | None = None
+    work: Work, rows: table.Table, measures: Mapping[str, Measure], *, kept: dict[Hashable, Any] | None = None
 ) -> Callable[[list[tuple[Any, ...]]], dict[str, Any]]:
     """What sums measures of the gradients in a table, in the same order whatever the order of the programs."""
     fields = type(work.coefficients[0])

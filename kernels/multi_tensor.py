@@ -151,12 +151,13 @@ def _language(compute: str) -> Language:
     )
 
 
-def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
+def source(equation: Equation, dtypes: Sequence[torch.dtype], zero_grad: bool = False) -> str:
     """The Python, as Triton compiles it, of what happens to a chunk of a tensor.
 
     Args:
         equation: the update, written down.
         dtypes: of p, g and the slots in use.
+        zero_grad: write zeros to the gradients.
     """
     compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
     statements = Statements(_language(compute))
@@ -172,6 +173,9 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype]) -> str:
         f"tl.store(pointer(row, {2 + k}, {types[of]}, ALIGNED) + i, rounded({result}, {types[of]}), mask=mask)"
         for k, (of, result) in enumerate(zip(written, results, strict=True), len(names))
     ]
+    if zero_grad:
+        zero = f"tl.where(g == g, 0.0, 0.0).to({types[1]})"
+        stores.append(f"tl.store(pointer(row, 3, {types[1]}, ALIGNED) + i, {zero}, mask=mask)")
     body = [*scalars, *statements.scalars, *loads, *statements.elements, *stores]
     return "\n    ".join(["def update_chunk(row, i, mask, c, ALIGNED: tl.constexpr):", *body, ""])
 
@@ -196,9 +200,9 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
 
 
 @functools.lru_cache(maxsize=256)
-def update_chunk(equation: Equation, dtypes: tuple[torch.dtype, ...]) -> Any:
+def update_chunk(equation: Equation, dtypes: tuple[torch.dtype, ...], zero_grad: bool = False) -> Any:
     """The function of `source`, for Triton to compile."""
-    return _jitted(source(equation, dtypes), "update_chunk")
+    return _jitted(source(equation, dtypes, zero_grad), "update_chunk")
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,17 +1,23 @@
 """A step prepared: what of it is the same at the next step is kept, and looked at before it is used again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from funcopt.backends import PLAIN, Bound, Work
+from funcopt import backends
+from funcopt.backends import PLAIN, Kernels, Work
+from funcopt.declaration import Measure
 from funcopt.kernels import table
 from funcopt.kernels.counts import Counts
 
 __all__ = ["Plan"]
+
+
+# From the step number t = 1, 2, … to the scalars of the equation.
+Coefficients = Callable[[float], tuple[Any, ...]]
 
 
 class Plan:
@@ -21,22 +27,26 @@ class Plan:
     time that a step from scratch takes. Gradients may come, go and move, and every number may change.
     """
 
-    def __init__(self, work: Work, steps: list[Tensor], bound: Bound) -> None:
+    def __init__(
+        self, work: Work, steps: list[Tensor], measures: Sequence[Mapping[str, Measure]], kernels: Kernels
+    ) -> None:
         """Prepare steps like this one.
 
         Args:
             work: to be done in place; its gradients and coefficients stand for those of later steps.
             steps: the step counts, 0-d on the CPU and of one dtype; none where no step is the first.
-            bound: what gives the kernel for a table.
+            measures: of the gradients, see `Rule.measures`.
+            kernels: what runs them.
 
         Raises:
             CompilationError: there is none.
         """
-        self.work, self.steps = work, steps
+        self.work, self.steps, self.bound = work, steps, kernels.bound
         self.columns = [work.params, *work.slots, *([steps] if steps else [])]
         self.addresses = [_addresses(column) for column in self.columns]
         self.tables = table.tables(work)
-        self.kernels = [bound(work, part) for part in self.tables]
+        self.kernels = {False: [kernels.bound(work, part) for part in self.tables]}  # by whether gradients are zeroed
+        self.measures = [[kernels.bound_measure(work, part, level) for part in self.tables] for level in measures]
         self.sizes = [p.numel() for p in work.params]
         self.contiguous = [p.is_contiguous() for p in work.params]
         self.strides = {i: p.stride() for i, p in enumerate(work.params) if not p.is_contiguous()}
@@ -91,12 +101,8 @@ class Plan:
             self.active = active
         return True
 
-    def step(self, coefficients: Callable[[float], tuple[Any, ...]]) -> None:
-        """Take the step that `ready` has been asked for.
-
-        Args:
-            coefficients: from the step number t = 1, 2, … to the scalars of the equation.
-        """
+    def _sets(self, coefficients: Coefficients) -> list[Any]:
+        """The distinct sets of coefficients; the tables then have the row of each leaf."""
         past = self.counts.read() if self.counts is not None else [1.0]
         places = {count: place for place, count in enumerate(dict.fromkeys(past))}
         rows = [places[count] for count in past] if len(places) > 1 else self.alike
@@ -104,8 +110,29 @@ class Plan:
             for part in self.tables:
                 part.set(table.OWN, rows)
             self.rows = rows
-        sets = [coefficients(count + 1) for count in places]
-        for kernel in self.kernels:
+        return [coefficients(count + 1) for count in places]
+
+    def measure(self, level: int, coefficients: Coefficients) -> dict[str, Any]:
+        """The measures of a level, of the gradients that `ready` has been asked for."""
+        sets, totals = self._sets(coefficients), {}
+        for measure in self.measures[level]:
+            for name, value in measure(sets).items():
+                totals[name] = totals.get(name, 0.0) + value
+        return totals
+
+    def step(self, coefficients: Coefficients, *, zero_grad: bool = False) -> bool:
+        """Take the step that `ready` has been asked for; False where it is to be skipped.
+
+        Args:
+            coefficients: from the step number t = 1, 2, … to the scalars of the equation.
+            zero_grad: write zeros to the gradients.
+        """
+        sets = self._sets(coefficients)
+        if backends.skipped(sets):
+            return False
+        if zero_grad not in self.kernels:
+            self.kernels[True] = [self.bound(self.work, part, zero_grad=True) for part in self.tables]
+        for kernel in self.kernels[zero_grad]:
             kernel(sets)
         if self.counts is not None:
             self.counts.advance(self.active)
@@ -113,6 +140,7 @@ class Plan:
         if self.active is not None:
             written = [column[i] for column in self.columns[: 1 + len(self.work.slots)] for i in self.active]
         torch.autograd.graph.increment_version(written)
+        return True
 
 
 _dtype = Tensor.dtype.__get__  # type: ignore[attr-defined]

@@ -35,5 +35,5 @@ def unscale(opt: PureOptimizer, grad_scale: float = 1.0, *, prefix: str = "") ->
 
 
 def scaled(opt: PureOptimizer) -> PureOptimizer:
-    """The optimizer as GradScaler drives it, by the numbers `grad_scale` and `found_inf`."""
-    return layered(layered(opt, layer), found)
+    """The optimizer as GradScaler drives it, by the numbers `scaler_grad_scale` and `scaler_found_inf`."""
+    return layered(layered(opt, layer, "scaler_"), found, "scaler_")
