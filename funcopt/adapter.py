@@ -20,6 +20,7 @@ from torch.optim.optimizer import ParamsT
 from funcopt import backends, exchange, hyper, observed
 from funcopt.core import PureOptimizer, State, Tree, count_dtype, pure
 from funcopt.declaration import Rule
+from funcopt.flat import Flat, flats
 from funcopt.prepared import Prepared
 from funcopt.step import Leaves, measured, step
 from funcopt.transforms.scaling import scaled
@@ -58,6 +59,7 @@ class Adapter(torch.optim.Optimizer):
         self._tables: dict[int, dict[Hashable, Any]] = {}
         self._kept: dict[int, Prepared] = {}
         self._known: list[Any] = []  # the states that these know
+        self._flat: dict[int, list[Flat]] | None = None  # by group
         self._check_group(defaults)
         super().__init__(params, defaults)
 
@@ -182,8 +184,12 @@ class Adapter(torch.optim.Optimizer):
         names = opt.rule.slots_for(hparams, opt.flags)
         kept = self._kept.get(index)
         if kept is None or not kept.serves(opt, names, group["params"]):
-            tables = self._tables.setdefault(index, {})
-            kept = Prepared(opt, names, group["params"], self.state, counted=self._counts, tables=tables)
+            tables, storages = self._tables.setdefault(index, {}), self._storages(index, group)
+            for storage in storages:
+                storage.gather(self.state)
+            kept = Prepared(
+                opt, names, group["params"], self.state, counted=self._counts, tables=tables, flats=storages
+            )
             self._kept[index] = kept
             if not kept.serves(opt, names, group["params"]):
                 return None
@@ -260,6 +266,52 @@ class Adapter(torch.optim.Optimizer):
             if kept:
                 self.state[p].update(kept)
 
+    # ---- flat storage -----------------------------------------------------------------------------------------------
+
+    def flatten(self) -> "Adapter":
+        """Lay the parameters, their gradients and their state out in buffers, one behind the other; returns itself.
+
+        A step of many small tensors then costs less. The parameters stay what and where they are in the model, as views
+        of a buffer, and so do their gradients: `zero_grad` sets them to 0 whatever `set_to_none` says, so that autograd
+        adds to them in place, and a parameter that the loss does not depend on has a gradient of 0, not None. Groups
+        that are added, states that are loaded and copies of the optimizer are laid out as well; parameters that a
+        model's `to`, or anybody, moves are at the next step. Parameters that require no gradient are left alone.
+
+        Raises:
+            TypeError, ValueError: a parameter that cannot lie in a buffer (a tensor subclass, one with gaps, one that
+                shares memory with another), by its name. Nothing has been changed by then.
+        """
+        made = {index: flats(group["params"], _names(group)) for index, group in enumerate(self.param_groups)}
+        self._flat = made
+        self._kept.clear()
+        for storages in made.values():
+            for storage in storages:
+                storage.gather(self.state)
+        return self
+
+    def _storages(self, index: int, group: Mapping[str, Any]) -> list[Flat]:
+        """The flat storages of a group, made anew where its parameters are not what they were."""
+        if self._flat is None:
+            return []
+        storages = self._flat.get(index, [])
+        wanted = {id(p) for p in group["params"] if p.requires_grad}
+        if wanted != {id(p) for storage in storages for p in storage.params} or not all(s.fits for s in storages):
+            storages = self._flat[index] = flats(group["params"], _names(group))
+        return storages
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients: to None; or to 0, where set_to_none is false, and where they are in flat storage."""
+        if self._flat is None:
+            super().zero_grad(set_to_none)
+            return
+        storages = [s for index, group in enumerate(self.param_groups) for s in self._storages(index, group)]
+        for storage in storages:
+            storage.gather({})
+            storage.zero_grad()
+        flat = {id(p) for storage in storages for p in storage.params}
+        for p in (p for group in self.param_groups for p in group["params"] if id(p) not in flat):
+            p.grad = None  # it requires no gradient
+
     def _check_step(self, group: Mapping[str, Any]) -> None:
         """Raise RuntimeError where a gradient or a state is not as its parameter is; nothing is changed by then."""
         slots = self._slots(group)
@@ -275,7 +327,7 @@ class Adapter(torch.optim.Optimizer):
 
     def _misfit(self, group: Mapping[str, Any], p: Tensor, name: str, t: Tensor) -> str:
         index = next(i for i, own in enumerate(group["params"]) if own is p)
-        param = group["param_names"][index] if "param_names" in group else f"{index} of its group"
+        param = _names(group)[index]
         if t.layout != torch.strided:
             return f"{type(self).__name__} does not support sparse gradients; parameter {param} has one"
         return (
@@ -313,11 +365,12 @@ class Adapter(torch.optim.Optimizer):
                 state.update({name: value.clone() for name, value in state.items() if isinstance(value, Tensor)})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_backend": self._backend}
+        return {**super().__getstate__(), "_backend": self._backend, "_flattened": self._flat is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_backend", "auto")
+        self.__dict__.setdefault("_flat", None)
         self._tables, self._kept, self._known = {}, {}, []
         for group in self.param_groups:
             for name, value in self._older.items():
@@ -327,6 +380,8 @@ class Adapter(torch.optim.Optimizer):
                 if "step" in own and not isinstance(own["step"], Tensor):
                     device = p.device if group.get("capturable") or group.get("fused") else "cpu"
                     own["step"] = torch.tensor(float(own["step"]), dtype=count_dtype(), device=device)
+        if self.__dict__.pop("_flattened", False):
+            self.flatten()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Adapter":
         new = type(self).__new__(type(self))
@@ -371,6 +426,11 @@ def _as_float(number: Any) -> Any:
         parts = tuple(map(_as_float, number))
         return None if None in parts else parts
     return None if isinstance(number, Tensor) and not observed.readable(number) else float(number)
+
+
+def _names(group: Mapping[str, Any]) -> list[str]:
+    """What errors call a group's parameters."""
+    return group.get("param_names") or [f"{index} of its group" for index in range(len(group["params"]))]
 
 
 def _fits(t: Any, p: Tensor) -> bool:

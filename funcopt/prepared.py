@@ -10,6 +10,7 @@ from torch import Tensor
 from funcopt import backends
 from funcopt.backends import Work
 from funcopt.core import PureOptimizer
+from funcopt.flat import Flat
 from funcopt.step import coefficients
 
 __all__ = ["Prepared"]
@@ -33,6 +34,7 @@ class Prepared:
         *,
         counted: bool,
         tables: dict[Hashable, Any],
+        flats: Sequence[Flat] = (),
     ) -> None:
         """Prepare the steps of a group.
 
@@ -43,6 +45,7 @@ class Prepared:
             states: what is kept of each.
             counted: whether a step count is; if not, every step with all slots there is one after the first.
             tables: where a launch keeps what it may use again.
+            flats: the flat storages that the parameters are in.
         """
         self.opt, self.names, self.params = opt, list(names), list(params)
         self._keys = [*names, "step"] if counted else list(names)
@@ -51,6 +54,9 @@ class Prepared:
         self._states = [states[p] for p in self._members] if self._keys else []
         self._others = [p for p, complete in zip(params, there, strict=True) if not complete]
         self._plan = self._planned(self._columns(), tables)
+        views = {id(p): grad for flat in flats for p, grad in zip(flat.params, flat.grads, strict=True)}
+        if self._plan is not None and all(id(p) in views for p in self._members):
+            self._plan.fixed = [views[id(p)] for p in self._members]
 
     def _columns(self) -> list[list[Tensor]]:
         return [list(map(itemgetter(key), self._states)) for key in self._keys]

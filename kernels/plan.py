@@ -52,6 +52,8 @@ class Plan:
         self.strides = {i: p.stride() for i, p in enumerate(work.params) if not p.is_contiguous()}
         self.grad_dtypes = [g.dtype for g in work.grads]
         self.single = [i for i, size in enumerate(self.sizes) if size == 1]  # what autograd gives as a negative view
+        self.fixed: list[Tensor] | None = None  # gradients that are looked at less closely: views of a buffer of ours
+        self.places: list[int] = []  # the addresses of the gradients in the tables
         self.active: list[int] | None = None  # the leaves that have a gradient; None for all
         self.rows = self.alike = [0] * len(work.params)
         self.written = [t for column in (work.params, *work.slots) for t in column]
@@ -76,6 +78,9 @@ class Plan:
         return self._take(grads)
 
     def _take(self, grads: list[Tensor | None]) -> bool:
+        if self.fixed is not None and self.active is None and all(map(is_, grads, self.fixed)):
+            return _addresses(self.fixed) == self.places
+        self.places = []
         kinds = set(map(type, grads))
         active = None
         if type(None) in kinds:
@@ -90,9 +95,9 @@ class Plan:
             return False
         if any(filled[i].stride() != strides for i, strides in self.strides.items()):
             return False
-        addresses = _addresses(filled)
+        self.places = _addresses(filled)
         for part in self.tables:
-            part.set(table.GRAD, addresses)
+            part.set(table.GRAD, self.places)
         if active != self.active:
             present = set(range(len(grads)) if active is None else active)
             sizes = [size if i in present else 0 for i, size in enumerate(self.sizes)]

@@ -41,7 +41,7 @@ def adam_coefficients(t, lr, betas, eps):
         "beta2": beta2,
         "one_minus_beta2": 1 - beta2,
         "step_size": lr / one_minus_power(beta1, t),
-        "sqrt_bias2": sqrt(one_minus_power(beta2, t)),
+        "rsqrt_bias2": 1 / sqrt(one_minus_power(beta2, t)),
         "eps": eps,
     }
 
@@ -54,7 +54,7 @@ def adam_step(p, g, m, v, v_max, c, amsgrad):
         slots, v_hat = (m, v, v_max), v_max
     else:
         slots, v_hat = (m, v), v
-    return p - c.step_size * (m / (sqrt(v_hat) / c.sqrt_bias2 + c.eps)), slots
+    return p - c.step_size * (m / (sqrt(v_hat) * c.rsqrt_bias2 + c.eps)), slots
 
 
 adam_hparams: Spec = {

@@ -1,0 +1,137 @@
+"""Flat storage: parameters, gradients and slots that lie one behind the other, each kind in a buffer of its own."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcopt.backends import KERNEL_DTYPES, PLAIN
+
+__all__ = ["Flat", "flats"]
+
+# A tensor begins at a multiple of so many elements: at 64 bytes or more, whatever the dtype.
+ALIGNMENT = 64
+
+
+class Flat:
+    """The flat storage of parameters of one device and dtype, of their gradients and of their slots.
+
+    A parameter's `data`, its `grad` and its slots are views of buffers. Whatever somebody else put in the place of a
+    view is what counts: `gather` copies it in.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.params = list(params)
+        self._values, self._grads = _Buffer(params, params[0].dtype), _Buffer(params, params[0].dtype)
+        self._slots: dict[str, _Buffer] = {}
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The views that the gradients are, or will be when they are next set to 0."""
+        return self._grads.views
+
+    @torch.no_grad()
+    def gather(self, states: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Bring in what is not in the buffers: the parameters, their gradients, and the slots that all of them have."""
+        for i, p in enumerate(self.params):
+            if p.data_ptr() != self._values.address(i):
+                p.data = self._values.put(i, p)
+            if p.grad is not None:
+                p.grad = self._grads.put(i, p.grad)
+        own = [states.get(p, {}) for p in self.params]
+        for name in own[0]:
+            slots: list[Any] = [state.get(name) for state in own]
+            if name == "step" or not all(map(_fits, slots, self.params)) or len({t.dtype for t in slots}) > 1:
+                continue
+            if name not in self._slots or self._slots[name].dtype != slots[0].dtype:
+                self._slots[name] = _Buffer(self.params, slots[0].dtype)
+            for i, state in enumerate(own):
+                state[name] = self._slots[name].put(i, slots[i])
+
+    def zero_grad(self) -> None:
+        """Set the gradients to 0, and put them back in their place where something else is."""
+        with torch.no_grad():
+            self._grads.buffer.zero_()
+            for i, p in enumerate(self.params):
+                if p.grad is not self._grads.views[i] or not self._grads.holds(i):
+                    p.grad = self._grads.renewed(i)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the parameters are still of the dtype, the device and the shapes that the buffers were made for."""
+        buffer = self._values.buffer
+        return all(
+            p.dtype == buffer.dtype and p.device == buffer.device and p.shape == view.shape
+            for p, view in zip(self.params, self._grads.views, strict=True)
+        )
+
+
+class _Buffer:
+    """Zeros for each parameter, lying as it does, one behind the other, and the views of them."""
+
+    def __init__(self, params: Sequence[Tensor], dtype: torch.dtype) -> None:
+        sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in params]
+        self._places = [
+            (p.shape, p.stride(), start)
+            for p, start in zip(params, itertools.accumulate(sizes, initial=0), strict=False)
+        ]
+        self.dtype = dtype
+        self.buffer = torch.zeros(sum(sizes), dtype=dtype, device=params[0].device)
+        self.views = [self.buffer.as_strided(*place) for place in self._places]
+
+    def address(self, i: int) -> int:
+        """Where the i-th view belongs."""
+        return self.buffer.data_ptr() + self._places[i][2] * self.buffer.element_size()
+
+    def holds(self, i: int) -> bool:
+        """Whether the i-th view is one still: its `data` may have been set to something else."""
+        return self.views[i].data_ptr() == self.address(i) and self.views[i].dtype == self.dtype
+
+    def renewed(self, i: int) -> Tensor:
+        """The i-th view, a new one where it is none any more."""
+        if not self.holds(i):
+            self.views[i] = self.buffer.as_strided(*self._places[i])
+        return self.views[i]
+
+    def put(self, i: int, value: Tensor) -> Tensor:
+        """The i-th view, with these values in it."""
+        if value is self.views[i] and self.holds(i):
+            return value
+        return self.renewed(i).copy_(value.detach().clone() if value is self.views[i] else value)
+
+
+def _fits(slot: Any, p: Tensor) -> bool:
+    return type(slot) is Tensor and slot.shape == p.shape and slot.device == p.device and slot.layout == torch.strided
+
+
+def flats(params: Sequence[Tensor], names: Sequence[str]) -> list[Flat]:
+    """The flat storages of parameters, one for each device and dtype; those that need no gradient are left out.
+
+    Raises:
+        TypeError, ValueError: a parameter that cannot lie in a buffer, by its name. Nothing has been changed by then.
+    """
+    kinds: dict[Any, list[Tensor]] = {}
+    for p, name in zip(params, names, strict=True):
+        if not p.requires_grad:
+            continue
+        if type(p) not in PLAIN or p.layout != torch.strided or p.dtype not in KERNEL_DTYPES:
+            raise TypeError(
+                f"parameter {name} is a {type(p).__name__} of {p.layout} and {p.dtype}; flat storage is for plain "
+                "dense tensors of float32, float64, bfloat16 or float16"
+            )
+        if p.numel() and not torch.ops.aten.is_non_overlapping_and_dense(p):
+            raise ValueError(
+                f"parameter {name}, of shape {tuple(p.shape)} and stride {p.stride()}, has gaps or overlaps in memory, "
+                "which a buffer cannot keep; make it contiguous, or leave it out of flat storage"
+            )
+        kinds.setdefault((p.device, p.dtype), []).append(p)
+    for first, second in _neighbours([p for kind in kinds.values() for p in kind]):
+        if first.data_ptr() + first.nbytes > second.data_ptr():
+            raise ValueError("two parameters share memory, which flat storage would put asunder; leave one of them out")
+    return [Flat(members) for members in kinds.values()]
+
+
+def _neighbours(params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    return itertools.pairwise(sorted((p for p in params if p.numel()), key=Tensor.data_ptr))
