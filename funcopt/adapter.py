@@ -9,20 +9,17 @@ import functools
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from operator import is_
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from funcopt import backends, exchange, hyper, observed
+from funcopt import backends, exchange, hyper
 from funcopt.core import PureOptimizer, State, Tree, count_dtype, pure
 from funcopt.declaration import Rule
-from funcopt.flat import Flat, flats
-from funcopt.prepared import Prepared
-from funcopt.step import Leaves, measured, step
+from funcopt.stepper import Stepper
 from funcopt.transforms.scaling import scaled
 
 __all__ = ["Adapter", "from_pure"]
@@ -56,10 +53,7 @@ class Adapter(torch.optim.Optimizer):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], backend: str) -> None:
         self._backend = backends.check_name(backend)
-        self._tables: dict[int, dict[Hashable, Any]] = {}
-        self._kept: dict[int, Prepared] = {}
-        self._known: list[Any] = []  # the states that these know
-        self._flat: dict[int, list[Flat]] | None = None  # by group
+        self._stepper = Stepper(self)
         self._check_group(defaults)
         super().__init__(params, defaults)
 
@@ -151,120 +145,8 @@ class Adapter(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        states = list(self.state.values())
-        if len(states) != len(self._known) or not all(map(is_, states, self._known)):
-            self._kept.clear()
-            self._known = states
-        turns = [self._turn(index, group) for index, group in enumerate(self.param_groups)]
-        for group, turn in zip(self.param_groups, turns, strict=True):
-            if turn is None:
-                self._check_step(group)
-        sums = self._measured(turns)
-        for index, (group, turn) in enumerate(zip(self.param_groups, turns, strict=True)):
-            if turn is not None:
-                kept, numbers = turn
-                kept.step(numbers, sums, zero_grad=zero_grad)
-                continue
-            with torch.set_grad_enabled(bool(group.get("differentiable"))):
-                for params in _rounds([p for p in group["params"] if p.grad is not None]):
-                    self._step_group(group, params, self._tables.setdefault(index, {}), sums)
-            if zero_grad:
-                torch._foreach_zero_([p.grad for p in group["params"] if p.grad is not None])
+        self._stepper.step(zero_grad=zero_grad)
         return loss
-
-    def _turn(self, index: int, group: Mapping[str, Any]) -> tuple[Prepared, dict[str, Any]] | None:
-        """A group's step, where one is prepared, and its numbers; None where it is taken from scratch."""
-        if group.get("differentiable") or observed.traced() or observed.transformed():
-            return None
-        opt = self._pure(group)
-        hparams = self._numbers(opt.rule, group)
-        floats = {name: _as_float(value) for name, value in hparams.items()}
-        if None in floats.values():
-            return None
-        names = opt.rule.slots_for(hparams, opt.flags)
-        kept = self._kept.get(index)
-        if kept is None or not kept.serves(opt, names, group["params"]):
-            tables, storages = self._tables.setdefault(index, {}), self._storages(index, group)
-            for storage in storages:
-                storage.gather(self.state)
-            kept = Prepared(
-                opt, names, group["params"], self.state, counted=self._counts, tables=tables, flats=storages
-            )
-            self._kept[index] = kept
-            if not kept.serves(opt, names, group["params"]):
-                return None
-        return kept, floats
-
-    def _measured(self, turns: list[tuple[Prepared, dict[str, Any]] | None]) -> dict[str, Any]:
-        """What the groups' rules measure of all gradients together."""
-        sums: dict[str, Any] = {}
-        rules = [self._pure(group).rule for group in self.param_groups]
-        for level in range(max((len(rule.measures) for rule in rules), default=0)):
-            found: dict[str, Any] = {}
-            for group, rule, turn in zip(self.param_groups, rules, turns, strict=True):
-                if level < len(rule.measures):
-                    for name, value in self._measured_of(group, turn, level, sums).items():
-                        total = found.get(name, 0.0)
-                        found[name] = total + (value.to(total.device) if isinstance(total, Tensor) else value)
-            sums |= found
-        return sums
-
-    def _measured_of(
-        self, group: Mapping[str, Any], turn: tuple[Prepared, dict[str, Any]] | None, level: int, sums: dict[str, Any]
-    ) -> dict[str, Any]:
-        if turn is not None:
-            return turn[0].measure(level, turn[1], sums)
-        params = [p for p in group["params"] if p.grad is not None]
-        opt = self._pure(group)
-        leaves = Leaves(
-            params=params,
-            grads=[p.grad for p in params],
-            slots={},
-            steps=[torch.zeros(())] * len(params),  # no measure knows the time
-            columns=hyper.columns(opt.rule.hparams, self._numbers(opt.rule, group)),
-        )
-        with torch.set_grad_enabled(bool(group.get("differentiable"))):
-            return measured(opt.rule, tuple(opt.flags.values()), leaves, level, sums, backend=self._backend)
-
-    def _step_group(
-        self, group: dict[str, Any], params: list[Tensor], tables: dict[Hashable, Any], sums: dict[str, Any]
-    ) -> None:
-        pure = self._pure(group)
-        numbers = self._numbers(pure.rule, group)
-        slots = pure.rule.slots_for(numbers, pure.flags)
-        states = [self._state_of(p, group, slots) for p in params]
-        in_place = not group.get("differentiable")
-        counts = [state["step"] for state in states]
-        skips = "skip" in pure.rule.Coefficients._fields
-        leaves = Leaves(
-            params=params if in_place else [p.clone() for p in params],  # autograd keeps what the step reads
-            grads=[p.grad for p in params],
-            slots={name: [state[name] for state in states] for name in slots},
-            steps=counts,
-            columns=hyper.columns(pure.rule.hparams, numbers),
-        )
-        new = step(
-            pure.rule,
-            tuple(pure.flags.values()),
-            leaves,
-            backend=self._backend,
-            donate=in_place,
-            advance=skips,
-            tables=tables,
-            sums=sums,
-        )
-        if skips:
-            for count, advanced in zip(counts, new.steps, strict=True):
-                count.copy_(advanced)
-        else:
-            torch._foreach_add_(counts, 1)
-        for i, p in enumerate(params):
-            if not in_place:
-                p.copy_(new.params[i])
-            kept = {"step": counts[i]} if self._counts else {}
-            kept |= {name: values[i] for name, values in new.slots.items()}
-            if kept:
-                self.state[p].update(kept)
 
     # ---- flat storage -----------------------------------------------------------------------------------------------
 
@@ -281,60 +163,15 @@ class Adapter(torch.optim.Optimizer):
             TypeError, ValueError: a parameter that cannot lie in a buffer (a tensor subclass, one with gaps, one that
                 shares memory with another), by its name. Nothing has been changed by then.
         """
-        made = {index: flats(group["params"], _names(group)) for index, group in enumerate(self.param_groups)}
-        self._flat = made
-        self._kept.clear()
-        for storages in made.values():
-            for storage in storages:
-                storage.gather(self.state)
+        self._stepper.flatten()
         return self
-
-    def _storages(self, index: int, group: Mapping[str, Any]) -> list[Flat]:
-        """The flat storages of a group, made anew where its parameters are not what they were."""
-        if self._flat is None:
-            return []
-        storages = self._flat.get(index, [])
-        wanted = {id(p) for p in group["params"] if p.requires_grad}
-        if wanted != {id(p) for storage in storages for p in storage.params} or not all(s.fits for s in storages):
-            storages = self._flat[index] = flats(group["params"], _names(group))
-        return storages
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients: to None; or to 0, where set_to_none is false, and where they are in flat storage."""
-        if self._flat is None:
+        if self._stepper.flat is None:
             super().zero_grad(set_to_none)
-            return
-        storages = [s for index, group in enumerate(self.param_groups) for s in self._storages(index, group)]
-        for storage in storages:
-            storage.gather({})
-            storage.zero_grad()
-        flat = {id(p) for storage in storages for p in storage.params}
-        for p in (p for group in self.param_groups for p in group["params"] if id(p) not in flat):
-            p.grad = None  # it requires no gradient
-
-    def _check_step(self, group: Mapping[str, Any]) -> None:
-        """Raise RuntimeError where a gradient or a state is not as its parameter is; nothing is changed by then."""
-        slots = self._slots(group)
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if not _fits(p.grad, p):
-                raise RuntimeError(self._misfit(group, p, "grad", p.grad))
-            own = self.state.get(p, {})
-            for name in slots:
-                if own.get(name) is not None and not _fits(own[name], p):
-                    raise RuntimeError(self._misfit(group, p, name, own[name]))
-
-    def _misfit(self, group: Mapping[str, Any], p: Tensor, name: str, t: Tensor) -> str:
-        index = next(i for i, own in enumerate(group["params"]) if own is p)
-        param = _names(group)[index]
-        if t.layout != torch.strided:
-            return f"{type(self).__name__} does not support sparse gradients; parameter {param} has one"
-        return (
-            f"parameter {param} cannot be updated: its {name} is {t.dtype} of shape {tuple(t.shape)} on {t.device}, "
-            f"and the parameter {p.dtype} of shape {tuple(p.shape)} on {p.device}; all must be floating-point, of one "
-            "shape, and in one place"
-        )
+        else:
+            self._stepper.zero_grad()
 
     def _state_of(self, p: Tensor, group: Mapping[str, Any], slots: list[str]) -> dict[str, Any]:
         """A parameter's state before the step: its own, filled up with zeros; nothing is stored."""
@@ -365,13 +202,13 @@ class Adapter(torch.optim.Optimizer):
                 state.update({name: value.clone() for name, value in state.items() if isinstance(value, Tensor)})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_backend": self._backend, "_flattened": self._flat is not None}
+        return {**super().__getstate__(), "_backend": self._backend, "_flattened": self._stepper.flat is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_backend", "auto")
-        self.__dict__.setdefault("_flat", None)
-        self._tables, self._kept, self._known = {}, {}, []
+        self.__dict__.setdefault("_stepper", Stepper(self))
+        self._stepper.forget()
         for group in self.param_groups:
             for name, value in self._older.items():
                 group.setdefault(name, value)
@@ -416,42 +253,6 @@ class Adapter(torch.optim.Optimizer):
 @functools.lru_cache(maxsize=256)
 def _pure(rule: Rule, backend: str, flags: tuple[tuple[str, bool], ...]) -> PureOptimizer:
     return pure(rule, backend=backend, **dict(flags))
-
-
-def _as_float(number: Any) -> Any:
-    """A number, or a tuple of numbers, as floats; None where one cannot be read now."""
-    if type(number) is float:
-        return number
-    if isinstance(number, tuple):
-        parts = tuple(map(_as_float, number))
-        return None if None in parts else parts
-    return None if isinstance(number, Tensor) and not observed.readable(number) else float(number)
-
-
-def _names(group: Mapping[str, Any]) -> list[str]:
-    """What errors call a group's parameters."""
-    return group.get("param_names") or [f"{index} of its group" for index in range(len(group["params"]))]
-
-
-def _fits(t: Any, p: Tensor) -> bool:
-    """Whether a gradient or a slot is such as the step of a parameter takes: it looks no further."""
-    return bool(
-        t.shape == p.shape and t.device == p.device and t.layout == torch.strided
-        and t.dtype.is_floating_point and p.dtype.is_floating_point
-    )  # fmt: skip
-
-
-def _rounds(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The params once each; those that a group has again, in a next round: torch.optim steps them again."""
-    while params:
-        seen: set[int] = set()
-        once: list[Tensor] = []
-        again: list[Tensor] = []
-        for p in params:
-            (again if id(p) in seen else once).append(p)
-            seen.add(id(p))
-        yield once
-        params = again
 
 
 def from_pure(opt: PureOptimizer, name: str | None = None) -> type[Adapter]:

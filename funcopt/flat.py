@@ -99,7 +99,7 @@ class _Buffer:
         """The i-th view, with these values in it."""
         if value is self.views[i] and self.holds(i):
             return value
-        return self.renewed(i).copy_(value.detach().clone() if value is self.views[i] else value)
+        return self.renewed(i).copy_(value)
 
 
 def _fits(slot: Any, p: Tensor) -> bool:

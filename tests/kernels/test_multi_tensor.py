@@ -199,7 +199,7 @@ def test_tables_are_kept_and_follow_what_moved(device):
             params[1].data = params[1].data.clone()
         ours.step()
         reference.step()
-        (table,) = ours._tables[0].values()
+        (table,) = ours._stepper.tables[0].values()
         kept.append((table.on_device.data_ptr(), table.rows))
     for p, q in zip(params, theirs, strict=True):
         torch.testing.assert_close(p, q)
@@ -216,7 +216,7 @@ def test_tables_do_not_pile_up(device):
         for i, p in enumerate(params):
             p.grad = torch.ones_like(p) if pattern >> i & 1 else None
         optimizer.step()
-    assert len(optimizer._tables[0]) == 1
+    assert len(optimizer._stepper.tables[0]) == 1
 
 
 def test_a_table_that_a_graph_reads_is_not_written_to(device):
