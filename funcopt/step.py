@@ -10,6 +10,7 @@ from torch import Tensor
 
 from funcopt import backends, hyper, observed
 from funcopt.declaration import Rule
+from funcopt.ops import where
 
 __all__ = ["Leaves", "coefficients", "measured", "step"]
 
@@ -194,7 +195,12 @@ def _coefficients(
 def coefficients(rule: Rule, t: Any, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> tuple[Any, ...]:
     """The coefficients of step t = 1, 2, …; what has not been measured yet counts as 0."""
     measured = {name: sums.get(name, 0.0) for level in rule.measures for name in level}
-    return rule.Coefficients(**rule.coefficients(t, **hparams, **measured))  # type: ignore[no-any-return]
+    found = rule.coefficients(t, **hparams, **measured)
+    if isinstance(skip := found.get("skip"), Tensor):
+        # Nobody will see the other coefficients of a step that is skipped, but their derivatives must be finite.
+        safe = {name: where(skip != 0, 0.0, value) for name, value in measured.items()}
+        found = {**rule.coefficients(t, **hparams, **safe), "skip": skip}
+    return rule.Coefficients(**found)  # type: ignore[no-any-return]
 
 
 def _scalar(value: Any, tracing: bool) -> Any:

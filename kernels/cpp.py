@@ -189,7 +189,7 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     compute, grad = TYPES[compute_dtype(dtypes[0])], TYPES[dtypes[1]]
     blocks = []
     for k, (before, summand) in enumerate(measures):
-        first, then = Statements(_language(compute)), Statements(_language("double"))
+        first, then = Statements(_language(compute)), Statements(_language("double"), "x")
         x, value = first.number(before), then.number(summand)
         inner = [*first.scalars, *first.elements, f"const double x = {x};", *then.scalars, *then.elements]
         blocks += ["{", *(f"  {line}" for line in inner), f"  sum{k} += {value};", "}"]

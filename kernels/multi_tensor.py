@@ -192,7 +192,7 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     body = [f"c{k} = tl.load(c + {k})" for k in range(fields)]
     body += [f"g = tl.load(pointer(row, 3, {grad}, ALIGNED) + i, mask=mask, other=0.0).to({compute})"]
     for k, (before, summand) in enumerate(measures):
-        first, then = Statements(_language(compute)), Statements(_language("tl.float64"))
+        first, then = Statements(_language(compute)), Statements(_language("tl.float64"), "x")
         x, value = first.number(before), then.number(summand)
         body += [*first.scalars, *first.elements, f"x = {x}.to(tl.float64)", *then.scalars, *then.elements]
         body += [f"tl.store(sums + {k}, tl.sum(tl.where(mask, {value}, 0.0)))"]

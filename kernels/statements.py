@@ -37,8 +37,8 @@ class Language:
 class Statements:
     """Writes expressions down as statements, each once: those of scalars, in float64, and those of the elements."""
 
-    def __init__(self, language: Language) -> None:
-        self.language = language
+    def __init__(self, language: Language, prefix: str = "") -> None:
+        self.language, self.prefix = language, prefix  # of the names that are given
         self.scalars: list[str] = []
         self.elements: list[str] = []
         self._written: dict[int, str] = {}
@@ -72,7 +72,7 @@ class Statements:
         texts = [self._operand(value, k, part) for k, part in enumerate(parts)]
         into = self.scalars if value.scalar else self.elements
         kind = language.kinds[0 if _condition(value) else 1 if value.scalar else 2]
-        name = f"{'k' if value.scalar else 't'}{len(into)}"
+        name = f"{self.prefix}{'k' if value.scalar else 't'}{len(into)}"
         into.append(language.statement.format(kind=kind, name=name, value=templates[operation].format(*texts)))
         return name
 

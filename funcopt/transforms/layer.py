@@ -4,7 +4,6 @@ import functools
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 from funcopt import hyper
@@ -92,7 +91,7 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
         return out | {own + name: value for name, value in scalars.items()}
 
     def scalars_of(c: Any) -> Any:
-        return SimpleNamespace(**{n.removeprefix(own): getattr(c, n) for n in c._fields if n.startswith(own)})
+        return Own(*[getattr(c, own + name) for name in Own._fields])
 
     def before(g: Any, c: Any) -> Any:
         return g if layer.before is None else layer.before(g, scalars_of(c))
@@ -111,6 +110,8 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
     hparams = {**inner.hparams, **numbers}
     sums = {name: 0.0 for level in levels for name in level}
     fields = list(coefficients(1.0, **hyper.validate(inner.name, hparams, {}), **sums))
+    mine = [name.removeprefix(own) for name in fields if name.startswith(own)]
+    Own: Any = namedtuple("Own", mine)  # type: ignore[misc]  # what `before` and `after` see
     return replace(
         inner,
         name=f"{inner.name}_{layer.name}",
