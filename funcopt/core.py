@@ -4,7 +4,7 @@ import inspect
 import itertools
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -200,6 +200,11 @@ class PureOptimizer:
     backend: str = "auto"
 
     def __repr__(self) -> str:
+        if self.rule.made is not None:
+            inner, transform, *_, defaults = self.rule.made[1]
+            return (
+                f"funcopt.{transform}({', '.join([repr(replace(self, rule=inner)), *(str(n) for _, n in defaults)])})"
+            )
         choices = [f"{name}={value}" for name, value in self.flags.items()]
         return f"funcopt.{self.rule.name}({', '.join([*choices, f'backend={self.backend!r}'])})"
 
@@ -375,11 +380,12 @@ def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> No
 
 
 def _distinct(leaves: Leaves) -> bool:
-    """Whether no two tensors share memory: a result written into one would change another, still to be read."""
+    """Whether no tensor that is written shares memory with another: a result would change what is still to be read."""
     written = [t for tensors in (leaves.params, *leaves.slots.values()) for t in tensors if t.numel()]
     if torch.compiler.is_compiling() or any(observed.wrapped(t) for t in written):
         return len({id(t) for t in written}) == len(written)
-    spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t)) for t in written)
+    read = {id(g): g for g in leaves.grads if g is not None and g.numel()}
+    spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t)) for t in (*written, *read.values()))
     return all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 

@@ -268,6 +268,16 @@ def test_donation_is_ignored_where_a_derivative_is_wanted_or_leaves_are_tied():
     assert all(torch.equal(p, torch.zeros(3)) for p in new)
 
 
+@pytest.mark.parametrize("backend", ["eager", "triton", "compile"])
+def test_a_donated_parameter_that_its_gradient_overlaps(backend):
+    memory = torch.arange(100_001.0)
+    p, g = memory[1:], memory[:-1]
+    opt = funcopt.sgd(backend=backend)
+    want, _ = opt(p.clone(), g.clone(), opt.init(p), opt.hparams(lr=0.5))
+    new, _ = opt(p, g, opt.init(p), opt.hparams(lr=0.5), donate=True)
+    assert torch.equal(new, want)
+
+
 def test_donated_counts_that_leaves_share():
     """From init all leaves share a count; one without a gradient must keep it."""
     opt = funcopt.adamw()

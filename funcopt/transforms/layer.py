@@ -91,7 +91,7 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
         return out | {own + name: value for name, value in scalars.items()}
 
     def scalars_of(c: Any) -> Any:
-        return Own(*[getattr(c, own + name) for name in Own._fields])
+        return Own(*[getattr(c, own + field) for field in mine])
 
     def before(g: Any, c: Any) -> Any:
         return g if layer.before is None else layer.before(g, scalars_of(c))

@@ -284,6 +284,10 @@ def test_it_is_copied_pickled_and_compared():
     assert opt == everything(amsgrad=True) == copy.deepcopy(opt) == pickle.loads(pickle.dumps(opt))
     assert opt != everything()
     assert opt.rule is everything().rule  # so that its kernels are compiled once
+    assert repr(opt) == (
+        "funcopt.unscale(funcopt.skip_nonfinite(funcopt.clip_by_global_norm(funcopt.ema("
+        "funcopt.adamw(amsgrad=True, maximize=False, backend='auto'), 0.999), 0.5)), 1.0)"
+    )
 
 
 def test_defaults_are_its_own_and_may_be_overruled():
