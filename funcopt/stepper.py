@@ -88,10 +88,13 @@ class Stepper:
     def _measured(self, turns: list[Turn | None]) -> dict[str, Any]:
         """What the groups' rules measure of all gradients together."""
         sums: dict[str, Any] = {}
-        rules = [self.optimizer._pure(group).rule for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        rules = [
+            turn[0].opt.rule if turn else self.optimizer._pure(g).rule for g, turn in zip(groups, turns, strict=True)
+        ]
         for level in range(max((len(rule.measures) for rule in rules), default=0)):
             found: dict[str, Any] = {}
-            for group, rule, turn in zip(self.optimizer.param_groups, rules, turns, strict=True):
+            for group, rule, turn in zip(groups, rules, turns, strict=True):
                 if level < len(rule.measures):
                     for name, value in self._measured_of(group, turn, level, sums).items():
                         total = found.get(name, 0.0)

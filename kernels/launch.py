@@ -43,9 +43,10 @@ def bound(
     fields = type(work.coefficients[0])
     equation = expression.written(work.update, work.flags, work.present, fields)
     chunk = update_chunk(equation, rows.dtypes, zero_grad)
+    placed = _Placed(rows, kept)
 
     def run(coefficients: list[tuple[Any, ...]]) -> None:
-        width, chunks, on_device = _placed(rows, kept)
+        width, chunks, on_device = placed()
         if len(chunks) == 0:
             return
         with _on(rows.device):
@@ -75,9 +76,10 @@ def bound_measure(
     """What sums measures of the gradients in a table, in the same order whatever the order of the programs."""
     fields = type(work.coefficients[0])
     chunk = measure_chunk(tuple(measures.values()), fields, rows.dtypes[:2])
+    placed = _Placed(rows, kept)
 
     def run(coefficients: list[tuple[Any, ...]]) -> dict[str, Any]:
-        width, chunks, on_device = _placed(rows, kept)
+        width, chunks, on_device = placed()
         sums = torch.zeros((len(chunks), len(measures)), dtype=torch.float64, device=rows.device)
         if len(chunks) > 0:
             with _on(rows.device):
@@ -102,12 +104,29 @@ def bound_measure(
     return run
 
 
-def _placed(rows: table.Table, kept: dict[Hashable, Any] | None) -> tuple[int, Tensor, Tensor]:
-    """The length of a row, the chunks, and the rows on the device."""
-    width = len(rows.rows) // len(rows.members)
-    chunks = _chunks(tuple(rows.rows[table.SIZE :: width]), rows.device)
-    on_host = torch.frombuffer(rows.rows, dtype=torch.int64).view(-1, width).clone()
-    return width, chunks, _table(on_host, rows.device, kept, (rows.device, *rows.dtypes))
+class _Placed:
+    """A table's rows on the device, and what each program works on; nothing is looked at twice that has not moved."""
+
+    def __init__(self, rows: table.Table, kept: dict[Hashable, Any] | None) -> None:
+        self.rows, self.kept = rows, {} if kept is None else kept
+        self.kind = (rows.device, *rows.dtypes)
+        self.width = len(rows.rows) // len(rows.members)
+        self._last: tuple[Any, Any] | None = None  # the rows, and what was kept of them
+        self._found: tuple[int, Tensor, Tensor] | None = None
+
+    def __call__(self) -> tuple[int, Tensor, Tensor]:
+        """The length of a row, the chunks, and the rows on the device."""
+        device, before = self.rows.device, self.kept.get(self.kind)
+        if self._last is not None and not _capturing(device):
+            rows, kept = self._last
+            if before is not None and before.rows is kept and rows == self.rows.rows:
+                return self._found
+        chunks = _chunks(tuple(self.rows.rows[table.SIZE :: self.width]), device)
+        on_host = torch.frombuffer(self.rows.rows, dtype=torch.int64).view(-1, self.width).clone()
+        self._found = self.width, chunks, _table(on_host, device, self.kept, self.kind)
+        now = self.kept.get(self.kind)
+        self._last = None if now is None else (self.rows.rows[:], now.rows)
+        return self._found
 
 
 def _on(device: torch.device) -> Any:
