@@ -88,7 +88,7 @@ def multi_tensor_measure(
     c = coefficients + tl.load(row + 1) * COUNT
     i = offset + tl.arange(0, BLOCK)
     if (offset + BLOCK <= size) & (tl.load(row + 3) % 16 == 0):
-        MEASURE_CHUNK(row, i, i < size, c, sums + program * SUMS, True)
+        MEASURE_CHUNK(row, i, None, c, sums + program * SUMS, True)
     else:
         MEASURE_CHUNK(row, i, i < size, c, sums + program * SUMS, False)
 
@@ -190,12 +190,12 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     """
     compute, grad = TYPES[compute_dtype(dtypes[0])], TYPES[dtypes[1]]
     body = [f"c{k} = tl.load(c + {k})" for k in range(fields)]
-    body += [f"g = tl.load(pointer(row, 3, {grad}, ALIGNED) + i, mask=mask, other=0.0).to({compute})"]
+    body += [f"g = tl.load(pointer(row, 3, {grad}, ALIGNED) + i, mask=mask).to({compute})"]
     for k, (before, summand) in enumerate(measures):
         first, then = Statements(_language(compute)), Statements(_language("tl.float64"), "x")
         x, value = first.number(before), then.number(summand)
         body += [*first.scalars, *first.elements, f"x = {x}.to(tl.float64)", *then.scalars, *then.elements]
-        body += [f"tl.store(sums + {k}, tl.sum(tl.where(mask, {value}, 0.0)))"]
+        body += [f"tl.store(sums + {k}, tl.sum({value} if ALIGNED else tl.where(mask, {value}, 0.0)))"]
     return "\n    ".join(["def measure_chunk(row, i, mask, c, sums, ALIGNED: tl.constexpr):", *body, ""])
 
 

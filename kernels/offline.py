@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -20,9 +21,9 @@ from funcopt import expression
 from funcopt.core import PureOptimizer
 from funcopt.kernels import table
 from funcopt.kernels.launch import BLOCK, OPTIONS, WARPS
-from funcopt.kernels.multi_tensor import multi_tensor_update, update_chunk
+from funcopt.kernels.multi_tensor import measure_chunk, multi_tensor_measure, multi_tensor_update, update_chunk
 
-__all__ = ["TARGETS", "accesses", "assembly", "bytes_per_element", "local_memory"]
+__all__ = ["TARGETS", "accesses", "assembly", "bytes_per_element", "local_memory", "measuring_assembly"]
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -53,10 +54,28 @@ def assembly(
         "COUNT": len(equation.fields),
         "BLOCK": BLOCK,
     }
-    names = multi_tensor_update.arg_names
-    types = {"table": "*i64", "chunks": "*i64", "coefficients": "*fp64"}
+    return _compiled(multi_tensor_update, constants, target)
+
+
+def measuring_assembly(opt: PureOptimizer, level: int, target: str, dtype: torch.dtype) -> str:
+    """The PTX, or AMD assembly, of the kernel that sums what an optimizer measures of gradients at a level."""
+    fields = opt.rule.Coefficients
+    measures = opt.rule.measures[level]
+    constants = {
+        "MEASURE_CHUNK": measure_chunk(tuple(measures.values()), fields, (dtype, dtype)),
+        "WIDTH": table.width(0),
+        "COUNT": len(fields._fields),
+        "SUMS": len(measures),
+        "BLOCK": BLOCK,
+    }
+    return _compiled(multi_tensor_measure, constants, target)
+
+
+def _compiled(kernel: Any, constants: dict[str, Any], target: str) -> str:
+    names = kernel.arg_names
+    types = {"table": "*i64", "chunks": "*i64", "coefficients": "*fp64", "sums": "*fp64"}
     source = ASTSource(
-        multi_tensor_update,
+        kernel,
         signature={name: types.get(name, "constexpr") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={},

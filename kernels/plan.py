@@ -1,6 +1,7 @@
 """A step prepared: what of it is the same at the next step is kept, and looked at before it is used again."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -41,7 +42,8 @@ class Plan:
         Raises:
             CompilationError: there is none.
         """
-        self.work, self.steps, self.bound = work, steps, kernels.bound
+        self.steps, self.bound = steps, kernels.bound
+        self.work = replace(work, grads=[])  # gradients belong to the step that they are for
         self.columns = [work.params, *work.slots, *([steps] if steps else [])]
         self.addresses = [_addresses(column) for column in self.columns]
         self.tables = table.tables(work)
@@ -55,15 +57,15 @@ class Plan:
         self.fixed: list[Tensor] | None = None  # gradients that are looked at less closely: views of a buffer of ours
         self.places: list[int] = []  # the addresses of the gradients in the tables
         self.active: list[int] | None = None  # the leaves that have a gradient; None for all
+        own = {id(t) for column in self.columns for t in column}
+        # Whether the tables have the tensors themselves, and no copies that a kernel can walk.
+        self.in_place = all(id(t) in own for part in self.tables for column in part.outputs for t in column)
+        for part in self.tables:
+            part.inputs.clear()
+            part.outputs.clear()
         self.rows = self.alike = [0] * len(work.params)
         self.written = [t for column in (work.params, *work.slots) for t in column]
         self.counts = Counts(steps) if steps else None
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the tables have the tensors themselves, and no copies that a kernel can walk."""
-        own = {id(t) for column in self.columns for t in column}
-        return all(id(t) in own for part in self.tables for column in part.outputs for t in column)
 
     def ready(self, columns: Sequence[Sequence[Tensor]], grads: list[Tensor | None]) -> bool:
         """Whether the plan serves for these tensors; the tables then have the addresses of the gradients.

@@ -61,3 +61,26 @@ def test_moves_the_least_bytes_in_wide_accesses(compiled, name, target, kind):
 
 def test_adamw_in_float32_moves_28_bytes(compiled):
     assert [compiled["adamw", target, "float32"]["bytes"] for target in TARGETS] == [28] * 4
+
+
+PIPELINE = """
+import json, torch, funcopt
+from funcopt.kernels import offline
+
+opt = funcopt.clip_by_global_norm(funcopt.ema(funcopt.adamw()))
+opt = funcopt.unscale(funcopt.skip_nonfinite(opt))
+for target in ("sm_80", "sm_90", "sm_100"):
+    text = offline.assembly(opt, ["exp_avg", "exp_avg_sq", "ema"], target, torch.float32)
+    facts = [offline.bytes_per_element(text), offline.local_memory(text, target)]
+    text = offline.measuring_assembly(opt, 0, target, torch.float32)
+    widths = {int(n or 1) * 4 for n in __import__("re").findall(r"ld\\.global(?:\\.v(\\d))?\\.b32", text)}
+    print(json.dumps([*facts, max(widths), offline.local_memory(text, target)]))
+"""
+
+
+def test_all_that_people_do_around_a_step_is_a_reduction_and_36_bytes():
+    """AdamW in float32 with its average of the weights, unscaled, clipped, skipped where not finite: 28 + 8."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", PIPELINE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[36, 0, 16, 0]] * 3
