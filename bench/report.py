@@ -18,6 +18,18 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 
+# What reads results reads those of this schema, and no older ones.
+SCHEMA = 2
+
+# Whose versions a result depends on, by the module that is imported and the name under which it is installed.
+PACKAGES = {
+    "triton": "triton",
+    "optimi": "torch-optimi",
+    "heavyball": "heavyball",
+    "pytorch_optimizer": "pytorch_optimizer",
+    "torchopt": "torchopt",
+}
+
 T = TypeVar("T")
 
 
@@ -39,6 +51,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A number for a table, "-" for one that there is not."""
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def unit(seconds: Sequence[float | None]) -> tuple[str, float, int]:
+    """The unit in which times are read best, how many of it a second has, and the digits after the point."""
+    least = min((s for s in seconds if s), default=1.0)
+    return ("s", 1.0, 2) if least >= 1 else ("ms", 1e3, 3) if least >= 1e-4 else ("us", 1e6, 1)
 
 
 def first_line(error: BaseException) -> str:
@@ -68,6 +86,7 @@ def device_name(device: torch.device) -> str:
 def facts(device: torch.device) -> dict[str, Any]:
     """The machine, the versions and the date that a measurement holds for, as JSON takes them."""
     out: dict[str, Any] = {
+        "schema": SCHEMA,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": device_name(device),
         "machine": {
@@ -78,7 +97,11 @@ def facts(device: torch.device) -> dict[str, Any]:
             "system": platform.platform(),
             "load_average": list(os.getloadavg()),
         },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": _version("triton")},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{package: version(package) for package in PACKAGES.values()},
+        },
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -96,7 +119,8 @@ def _gib(count: int | None) -> float | None:
     return None if count is None else round(count / 2**30, 1)
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The version of a package that is installed; None where it is not."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
     return None

@@ -1,11 +1,13 @@
 """Clocks, time limits, and contests: contenders timed in alternation, so that a noisy minute hits all of them alike."""
 
 import contextlib
+import functools
 import math
 import os
 import random
 import signal
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -97,13 +99,16 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "FUNCOPT_CACHE_DIR")
+
+
 @contextlib.contextmanager
 def fresh_caches() -> Iterator[None]:
-    """Let Inductor and Triton find nothing on disk: a first step then costs what it costs on a new machine."""
-    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    before = {name: os.environ.get(name) for name in names}
+    """Let nobody find compiled code on disk: a first step then costs what it costs on a new machine."""
+    before = {name: os.environ.get(name) for name in CACHES}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.environ.update({name: os.path.join(folder, name.split("_")[0].lower()) for name in names})
+        os.environ.update({name: os.path.join(folder, name.split("_")[0].lower()) for name in CACHES})
+        _forget_kernels()
         try:
             yield
         finally:
@@ -111,6 +116,15 @@ def fresh_caches() -> Iterator[None]:
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
+            _forget_kernels()
+
+
+def _forget_kernels() -> None:
+    """Make funcopt look for its folder of kernels, and into it, again: it does so once in a process."""
+    module = sys.modules.get("funcopt.kernels.cpu")
+    for value in vars(module).values() if module else ():
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
 
 
 # ---- contests -------------------------------------------------------------------------------------------------------
@@ -121,13 +135,14 @@ class Contender:
     """One row of a table: `start` sets it up and returns what is timed.
 
     `check` is called after the first call and says what is wrong with its result, if anything is. A contender with
-    `left_out` is not run: its row gives this reason.
+    `left_out` is not run: its row gives this reason. `before` is run before every call, and not timed.
     """
 
     name: str
     start: Callable[[], Run]
     check: Callable[[], str | None] = lambda: None
     left_out: str | None = None
+    before: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +188,7 @@ def contest(
     seed: int = 0,
     budget: float = math.inf,
     deadline: Deadline = Deadline(),
+    warm: bool = True,
 ) -> list[Outcome]:
     """Time contenders in alternation, after each has made its first steps; an outcome for every one, in their order.
 
@@ -181,11 +197,12 @@ def contest(
         seed: of the order.
         budget: seconds for one contender: its first steps, and again its samples.
         deadline: for the whole contest.
+        warm: whether a contender is warmed up before its samples, and these are of several calls if they are short.
     """
-    runs: dict[str, Run] = {}
+    runs: dict[str, Timed] = {}
     outcomes = {}
     for contender in report.progress(contenders, "first steps"):
-        outcomes[contender.name] = _first_steps(contender, clock, budget, deadline, runs)
+        outcomes[contender.name] = _first_steps(contender, clock, budget, deadline, runs, warm)
     spent = dict.fromkeys(runs, 0.0)
     for order in report.progress(orders(list(runs), rounds, seed), "rounds"):
         for name in order:
@@ -195,7 +212,7 @@ def contest(
             start = time.monotonic()
             try:
                 with time_limit(left):
-                    outcomes[name].samples.append(clock(runs[name], outcomes[name].repeats))
+                    outcomes[name].samples.append(runs[name](outcomes[name].repeats))
             except OutOfTime:
                 pass
             except Exception as error:
@@ -207,10 +224,27 @@ def contest(
     return list(outcomes.values())
 
 
+Timed = Callable[[int], float]  # repeats -> seconds that one call takes
+
+
+def _timed(clock: Clock, run: Run, before: Run | None) -> Timed:
+    if before is None:
+        return functools.partial(clock, run)
+
+    def seconds(repeats: int) -> float:
+        total = 0.0
+        for _ in range(repeats):
+            before()
+            total += clock(run, 1)
+        return total / repeats
+
+    return seconds
+
+
 def _first_steps(
-    contender: Contender, clock: Clock, budget: float, deadline: Deadline, runs: dict[str, Run]
+    contender: Contender, clock: Clock, budget: float, deadline: Deadline, runs: dict[str, Timed], warm: bool
 ) -> Outcome:
-    """Set a contender up, and warm it up as far as to know how many calls make a sample; its run goes into `runs`."""
+    """Set a contender up, and warm it up as far as to know how many calls make a sample; what times it goes into `runs`."""
     name, left = contender.name, deadline.left()
     if contender.left_out is not None:
         return Outcome(name, "left out", contender.left_out)
@@ -219,16 +253,21 @@ def _first_steps(
     limit = min(budget, left / 2)  # whatever one contender does, there is time left for the samples of the others
     try:
         with time_limit(limit):
-            run = contender.start()
-            first = clock(run, 1)
+            timed = _timed(clock, contender.start(), contender.before)
+            first = timed(1)
             if problem := contender.check():
                 return Outcome(name, "failed", problem, first)
-            second, later = clock(run, 1), clock(run, 2)
+            if not warm:
+                runs[name] = timed
+                return Outcome(name, "ok", "", first)
+            second, begun = timed(1), time.monotonic()
+            later = timed(2)
+            taken = later if contender.before is None else (time.monotonic() - begun) / 2
     except OutOfTime:
         note = f"first steps took over {limit:.0f} s; compilers that it left behind may have disturbed the others"
         return Outcome(name, "not reached", note)
     except Exception as error:
         return Outcome(name, "failed", report.first_line(error))
-    runs[name] = run
-    repeats = max(1, min(SAMPLE_CALLS, math.ceil(SAMPLE_SECONDS / max(later, 1e-9))))
+    runs[name] = timed
+    repeats = max(1, min(SAMPLE_CALLS, math.ceil(SAMPLE_SECONDS / max(taken, 1e-9))))
     return Outcome(name, "ok", "", first, second + 2 * later, repeats)

@@ -59,18 +59,31 @@ DEFAULT = {
 }
 
 
+def many(count: int, elements: int) -> Workload:
+    """So many tensors, all of one size."""
+    about = f"{count:,} tensor{'s' * (count != 1)} of {elements:,} element{'s' * (elements != 1)}"
+    return Workload(f"{count}x{elements}", about, ((elements,),) * count)
+
+
 @dataclass(frozen=True)
 class Problem:
-    """Tensors for a workload: params with fixed gradients, and two moments of each.
+    """Params with gradients for a workload.
 
     The params are normal with deviation 0.02, as a language model's are at the start, the gradients standard normal
-    and the same at every step, the moments zero.
+    and the same at every step, but where a suite says otherwise.
     """
 
     workload: Workload
     params: list[Tensor]
     grads: list[Tensor]
-    moments: tuple[list[Tensor], list[Tensor]]
+    seed: int
+
+    def fill(self) -> None:
+        """Give the gradients the values that they had first."""
+        if self.grads:
+            generator = torch.Generator(self.grads[0].device).manual_seed(self.seed + 1)
+            for g in self.grads:
+                g.normal_(generator=generator)
 
 
 def problem(workload: Workload, dtype: torch.dtype, device: torch.device, seed: int) -> Problem:
@@ -78,8 +91,8 @@ def problem(workload: Workload, dtype: torch.dtype, device: torch.device, seed: 
     generator = torch.Generator(device).manual_seed(seed)
     empty = lambda shape: torch.empty(shape, dtype=dtype, device=device)  # noqa: E731
     params = [empty(shape).normal_(0, 0.02, generator=generator).requires_grad_() for shape in workload.shapes]
-    grads = [empty(shape).normal_(generator=generator) for shape in workload.shapes]
-    for p, g in zip(params, grads, strict=True):
+    made = Problem(workload, params, [empty(shape) for shape in workload.shapes], seed)
+    made.fill()
+    for p, g in zip(params, made.grads, strict=True):
         p.grad = g
-    first, second = ([torch.zeros_like(g) for g in grads] for _ in range(2))
-    return Problem(workload, params, grads, (first, second))
+    return made
