@@ -57,7 +57,12 @@ def table(workload: Workload, dtype: str, args: argparse.Namespace) -> suite.Con
         needs=8 * size,  # params, gradients, two moments, and as much again to work with
         holds=4 * size,
         moves=7 * size,
-        facts={"workload": workload.name, "dtype": dtype, "elements": workload.elements, "tensors": len(workload.shapes)},
+        facts={
+            "workload": workload.name,
+            "dtype": dtype,
+            "elements": workload.elements,
+            "tensors": len(workload.shapes),
+        },
     )
 
 

@@ -196,6 +196,12 @@ class Adapter(torch.optim.Optimizer):
         Args:
             state_dict: from `state_dict()` of this class, or of torch.optim's class of the same name.
         """
+        if isinstance(state_dict, dict) and isinstance(groups := state_dict.get("param_groups"), list):
+            # torch.optim looks for each state tensor's parameter in lists; in these it finds it at once.
+            quick = [
+                {**g, "params": _Quick(g["params"])} if isinstance(g, dict) and "params" in g else g for g in groups
+            ]
+            state_dict = {**state_dict, "param_groups": quick}
         super().load_state_dict(state_dict)
         for state in self.state.values():
             if isinstance(state, dict):
@@ -253,6 +259,17 @@ class Adapter(torch.optim.Optimizer):
 @functools.lru_cache(maxsize=256)
 def _pure(rule: Rule, backend: str, flags: tuple[tuple[str, bool], ...]) -> PureOptimizer:
     return pure(rule, backend=backend, **dict(flags))
+
+
+class _Quick(list[Any]):
+    """A list of numbers that knows at once whether it has one."""
+
+    _members: frozenset[Any] | None = None
+
+    def __contains__(self, item: object) -> bool:
+        if self._members is None:
+            self._members = frozenset(self)
+        return item in self._members
 
 
 def from_pure(opt: PureOptimizer, name: str | None = None) -> type[Adapter]:
