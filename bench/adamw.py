@@ -35,6 +35,7 @@ SLOW = ("torch-compiled", "heavyball")
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the suite's options."""
     options.models(parser, ("fp32", "bf16"))
+    options.slow(parser)
     options.measuring(parser, CONTENDERS)
 
 

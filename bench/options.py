@@ -28,12 +28,17 @@ def measuring(
         parser.set_defaults(device="cpu")
     if contenders:
         add("--contenders", nargs="+", choices=tuple(contenders), default=tuple(contenders))
-        add("--skip-slow", action=argparse.BooleanOptionalAction, default=True, help="not what takes minutes")
     add("--rounds", type=int, default=11, help="samples of each contender (11)")
     add("--seed", type=int, default=0, help="of the tensors and of the order in a round (0)")
     add("--budget", type=float, default=budget, metavar="S", help=f"seconds for a contender in a table ({budget:.0f})")
     add("--seconds", type=float, default=math.inf, metavar="S", help="seconds for everything; the rest is not reached")
     output(parser)
+
+
+def slow(parser: argparse.ArgumentParser) -> None:
+    """Whether to leave out what takes minutes."""
+    add = parser.add_argument
+    add("--skip-slow", action=argparse.BooleanOptionalAction, default=True, help="leave out what takes minutes")
 
 
 def models(

@@ -65,6 +65,10 @@ class Prepared:
         """The plan; None where there is no one kernel that takes all of these tensors as they lie."""
         params, rule = self._members, self.opt.rule
         slots, steps = columns[: len(self.names)], columns[-1] if len(columns) > len(self.names) else []
+        # A count on the CPU would have to wait for what a device finds.
+        waits = "skip" in rule.Coefficients._fields and any(p.device.type != "cpu" for p in params)
+        if not params or waits or len({c.dtype for c in steps}) > 1 or not all(map(_countable, steps)):
+            return None
         work = Work(
             update=rule.equation,
             flags=tuple(self.opt.flags.values()),
@@ -82,12 +86,8 @@ class Prepared:
             for column in (work.grads, *slots)
             for t, p in zip(column, params, strict=True)
         )
-        countable = all(type(c) is Tensor and c.device.type == "cpu" and c.dim() == 0 for c in steps)
-        if not params or twice or not alike or not countable or len({c.dtype for c in steps}) > 1:
-            return None
-        kernels = backends.kernels(work, self.opt.backend, tables)
-        waits = "skip" in rule.Coefficients._fields and any(p.device.type != "cpu" for p in params)
-        if kernels is None or waits:  # a count on the CPU would have to wait for what the device finds
+        kernels = None if twice or not alike else backends.kernels(work, self.opt.backend, tables)
+        if kernels is None:
             return None
         from funcopt.kernels.plan import Plan
 
@@ -137,3 +137,13 @@ class Prepared:
                 torch.autograd.graph.increment_version(grads)
             else:
                 torch._foreach_zero_(grads)
+
+
+def _countable(step: Tensor) -> bool:
+    """Whether a step count can be read, and advanced, where it is."""
+    return (
+        type(step) is Tensor
+        and step.device.type == "cpu"
+        and step.dim() == 0
+        and step.dtype in (torch.float32, torch.float64)
+    )
