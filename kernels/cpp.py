@@ -10,7 +10,7 @@ import torch
 
 from funcopt.backends import compute_dtype
 from funcopt.expression import Equation
-from funcopt.kernels.statements import Language, Statements
+from funcopt.kernels.statements import ARITHMETIC, Language, Statements
 
 __all__ = ["ENTRY", "measuring", "source"]
 
@@ -24,26 +24,15 @@ TYPES = {
 }
 
 OPERATIONS = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "neg": "-{}",
-    "lt": "{} < {}",
-    "le": "{} <= {}",
-    "gt": "{} > {}",
-    "ge": "{} >= {}",
-    "eq": "{} == {}",
-    "ne": "{} != {}",
-    "and": "{} & {}",
-    "or": "{} | {}",
+    **ARITHMETIC,
     "not": "!{}",
     "sqrt": "std::sqrt({})",
     "abs": "std::fabs({})",
     "sign": "sign({})",
     "maximum": "maximum({}, {})",
     "minimum": "minimum({}, {})",
-    "where": "{} ? {} : {}",
+}
+? {} : {}",
 }
 
 HEAD = """

@@ -22,7 +22,7 @@ from funcopt.backends import compute_dtype
 from funcopt.declaration import Measure
 from funcopt.expression import Equation
 from funcopt.kernels import ops
-from funcopt.kernels.statements import Language, Statements
+from funcopt.kernels.statements import ARITHMETIC, Language, Statements
 
 __all__ = [
     "fill",
@@ -112,26 +112,15 @@ TYPES = {
 }
 
 OPERATIONS = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "neg": "-{}",
-    "lt": "{} < {}",
-    "le": "{} <= {}",
-    "gt": "{} > {}",
-    "ge": "{} >= {}",
-    "eq": "{} == {}",
-    "ne": "{} != {}",
-    "and": "{} & {}",
-    "or": "{} | {}",
+    **ARITHMETIC,
     "not": "~{}",
     "sqrt": "tl.sqrt({})",
     "abs": "tl.abs({})",
     "sign": "sign({})",
     "maximum": "maximum({}, {})",
     "minimum": "minimum({}, {})",
-    "where": "tl.where({}, {}, {})",
+}
+ {}, {})",
 }
 
 # Of float32 what is not rounded correctly otherwise; of float64 everything is.

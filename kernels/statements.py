@@ -6,7 +6,24 @@ from typing import Any
 
 from funcopt.expression import CONDITIONS, Expression
 
-__all__ = ["Language", "Statements"]
+__all__ = ["ARITHMETIC", "Language", "Statements"]
+
+# What C++ and Python say alike.
+ARITHMETIC = {
+    "add": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "div": "{} / {}",
+    "neg": "-{}",
+    "lt": "{} < {}",
+    "le": "{} <= {}",
+    "gt": "{} > {}",
+    "ge": "{} >= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "and": "{} & {}",
+    "or": "{} | {}",
+}
 
 
 @dataclass(frozen=True)
