@@ -1,6 +1,6 @@
 """An adapter's parameters and state as the pure form has them, and back: what `to_pure` and `load_pure` do."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,13 +8,10 @@ from torch import Tensor
 from funcopt import hyper, tree
 from funcopt.core import PureOptimizer, State, Tree
 
-if TYPE_CHECKING:
-    from funcopt.adapter import Adapter
-
 __all__ = ["load_pure", "to_pure"]
 
 
-def to_pure(optimizer: "Adapter") -> tuple[PureOptimizer, Tree, State, dict[str, Any]]:
+def to_pure(optimizer: Any) -> tuple[PureOptimizer, Tree, State, dict[str, Any]]:
     """See `Adapter.to_pure`."""
     first, *rest = [optimizer._pure(group) for group in optimizer.param_groups]
     for index, opt in enumerate(rest, 1):
@@ -38,7 +35,7 @@ def to_pure(optimizer: "Adapter") -> tuple[PureOptimizer, Tree, State, dict[str,
     return first, tree.unflatten([p.detach().clone() for p in params], spec), state, hparams
 
 
-def load_pure(optimizer: "Adapter", params: Tree, state: State) -> None:
+def load_pure(optimizer: Any, params: Tree, state: State) -> None:
     """See `Adapter.load_pure`."""
     named = _named(optimizer)
     own, spec = tree.flatten(named)
@@ -75,7 +72,7 @@ def load_pure(optimizer: "Adapter", params: Tree, state: State) -> None:
                 optimizer.state[p].update({name: before[name].copy_(value) for name, value in new_state.items()})
 
 
-def _named(optimizer: "Adapter") -> Tree:
+def _named(optimizer: Any) -> Tree:
     if "param_names" not in optimizer.param_groups[0]:
         return [p for group in optimizer.param_groups for p in group["params"]]
     pairs = [

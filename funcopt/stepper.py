@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from funcopt.flat import Flat, flats
 from funcopt.prepared import Prepared
 from funcopt.step import Leaves, measured, step
 
-if TYPE_CHECKING:
-    from funcopt.adapter import Adapter
-
 __all__ = ["Stepper"]
 
 Turn = tuple[Prepared, dict[str, Any]]  # a group's step, prepared, and its numbers
@@ -23,7 +20,7 @@ Turn = tuple[Prepared, dict[str, Any]]  # a group's step, prepared, and its numb
 class Stepper:
     """What an adapter does at a step, and what it keeps from one to the next: nothing that is saved or copied."""
 
-    def __init__(self, optimizer: "Adapter") -> None:
+    def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
         self.tables: dict[int, dict[Hashable, Any]] = {}  # by group, what a launch uses again
         self._kept: dict[int, Prepared] = {}

@@ -31,8 +31,7 @@ OPERATIONS = {
     "sign": "sign({})",
     "maximum": "maximum({}, {})",
     "minimum": "minimum({}, {})",
-}
-? {} : {}",
+    "where": "{} ? {} : {}",
 }
 
 HEAD = """

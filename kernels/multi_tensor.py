@@ -119,8 +119,7 @@ OPERATIONS = {
     "sign": "sign({})",
     "maximum": "maximum({}, {})",
     "minimum": "minimum({}, {})",
-}
- {}, {})",
+    "where": "tl.where({}, {}, {})",
 }
 
 # Of float32 what is not rounded correctly otherwise; of float64 everything is.
