@@ -79,6 +79,7 @@ class Adapter(torch.optim.Optimizer):
                     self._check_param(p[1] if isinstance(p, tuple) and len(p) == 2 else p)
             elif isinstance(given, Tensor):
                 self._check_param(given)
+            self._stepper.check_new(given)
         super().add_param_group(param_group)
 
     def _check_param(self, p: Any) -> None:

@@ -1,7 +1,7 @@
 """Flat storage: parameters, gradients and slots that lie one behind the other, each kind in a buffer of its own."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from funcopt.backends import KERNEL_DTYPES, PLAIN
 
-__all__ = ["Flat", "flats"]
+__all__ = ["Flat", "check", "flats"]
 
 # A tensor begins at a multiple of so many elements: at 64 bytes or more, whatever the dtype.
 ALIGNMENT = 64
@@ -18,27 +18,38 @@ ALIGNMENT = 64
 class Flat:
     """The flat storage of parameters of one device and dtype, of their gradients and of their slots.
 
-    A parameter's `data`, its `grad` and its slots are views of buffers. Whatever somebody else put in the place of a
-    view is what counts: `gather` copies it in.
+    A parameter's `data`, its `grad` and its slots are views of buffers. What somebody else puts in the place of a view
+    is what counts. Parameters that are found elsewhere are to get a new storage: somebody may have kept their old data.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.params = list(params)
-        self._values, self._grads = _Buffer(params, params[0].dtype), _Buffer(params, params[0].dtype)
+        self._values, self._grads = _Buffer(params, params[0].dtype), _Buffer(params, _grad_dtype(params[0]))
         self._slots: dict[str, _Buffer] = {}
+        with torch.no_grad():
+            for i, p in enumerate(self.params):
+                p.data = self._values.put(i, p)
 
     @property
     def grads(self) -> list[Tensor]:
         """The views that the gradients are, or will be when they are next set to 0."""
         return self._grads.views
 
+    @property
+    def holds(self) -> bool:
+        """Whether the parameters are where they were laid, and as they were."""
+        return all(p.data_ptr() == self._values.address(i) and self._like(i) for i, p in enumerate(self.params))
+
+    def _like(self, i: int) -> bool:
+        p, grad = self.params[i], self._grads.views[i]
+        same = p.dtype == self._values.dtype and p.device == grad.device and _grad_dtype(p) == self._grads.dtype
+        return same and (p.shape, p.stride()) == self._values.places[i][:2]
+
     @torch.no_grad()
     def gather(self, states: Mapping[Tensor, dict[str, Any]]) -> None:
-        """Bring in what is not in the buffers: the parameters, their gradients, and the slots that all of them have."""
+        """Bring in the gradients there are, and the slots that all parameters have."""
         for i, p in enumerate(self.params):
-            if p.data_ptr() != self._values.address(i):
-                p.data = self._values.put(i, p)
-            if p.grad is not None:
+            if p.grad is not None and type(p.grad) is Tensor and p.grad.layout == torch.strided:
                 p.grad = self._grads.put(i, p.grad)
         own = [states.get(p, {}) for p in self.params]
         for name in own[0]:
@@ -50,22 +61,15 @@ class Flat:
             for i, state in enumerate(own):
                 state[name] = self._slots[name].put(i, slots[i])
 
+    @torch.no_grad()
     def zero_grad(self) -> None:
         """Set the gradients to 0, and put them back in their place where something else is."""
-        with torch.no_grad():
-            self._grads.buffer.zero_()
-            for i, p in enumerate(self.params):
-                if p.grad is not self._grads.views[i] or not self._grads.holds(i):
-                    p.grad = self._grads.renewed(i)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the parameters are still of the dtype, the device and the shapes that the buffers were made for."""
-        buffer = self._values.buffer
-        return all(
-            p.dtype == buffer.dtype and p.device == buffer.device and p.shape == view.shape
-            for p, view in zip(self.params, self._grads.views, strict=True)
-        )
+        self._grads.buffer.zero_()
+        for i, p in enumerate(self.params):
+            if not p.requires_grad or not self._like(i):
+                p.grad = None  # frozen, or another than it was: its next step lays it out again
+            elif p.grad is not self._grads.views[i] or not self._grads.holds(i):
+                p.grad = self._grads.renewed(i)
 
 
 class _Buffer:
@@ -73,17 +77,17 @@ class _Buffer:
 
     def __init__(self, params: Sequence[Tensor], dtype: torch.dtype) -> None:
         sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in params]
-        self._places = [
+        self.places = [
             (p.shape, p.stride(), start)
             for p, start in zip(params, itertools.accumulate(sizes, initial=0), strict=False)
         ]
         self.dtype = dtype
         self.buffer = torch.zeros(sum(sizes), dtype=dtype, device=params[0].device)
-        self.views = [self.buffer.as_strided(*place) for place in self._places]
+        self.views = [self.buffer.as_strided(*place) for place in self.places]
 
     def address(self, i: int) -> int:
         """Where the i-th view belongs."""
-        return self.buffer.data_ptr() + self._places[i][2] * self.buffer.element_size()
+        return self.buffer.data_ptr() + self.places[i][2] * self.buffer.element_size()
 
     def holds(self, i: int) -> bool:
         """Whether the i-th view is one still: its `data` may have been set to something else."""
@@ -92,7 +96,7 @@ class _Buffer:
     def renewed(self, i: int) -> Tensor:
         """The i-th view, a new one where it is none any more."""
         if not self.holds(i):
-            self.views[i] = self.buffer.as_strided(*self._places[i])
+            self.views[i] = self.buffer.as_strided(*self.places[i])
         return self.views[i]
 
     def put(self, i: int, value: Tensor) -> Tensor:
@@ -102,17 +106,26 @@ class _Buffer:
         return self.renewed(i).copy_(value)
 
 
+def _grad_dtype(p: Tensor) -> torch.dtype:
+    """The dtype that gradients of a parameter have; it may be set to another than the parameter's."""
+    return getattr(p, "grad_dtype", None) or p.dtype
+
+
 def _fits(slot: Any, p: Tensor) -> bool:
     return type(slot) is Tensor and slot.shape == p.shape and slot.device == p.device and slot.layout == torch.strided
 
 
-def flats(params: Sequence[Tensor], names: Sequence[str]) -> list[Flat]:
-    """The flat storages of parameters, one for each device and dtype; those that need no gradient are left out.
-
-    Raises:
-        TypeError, ValueError: a parameter that cannot lie in a buffer, by its name. Nothing has been changed by then.
-    """
+def flats(params: Sequence[Tensor]) -> list[Flat]:
+    """Lay parameters out: a flat storage for each device and dtype; those that need no gradient are left out."""
     kinds: dict[Any, list[Tensor]] = {}
+    for p in params:
+        if p.requires_grad:
+            kinds.setdefault((p.device, p.dtype, _grad_dtype(p)), []).append(p)
+    return [Flat(members) for members in kinds.values()]
+
+
+def check(params: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raise TypeError or ValueError, naming it, where a parameter that needs a gradient cannot lie in a buffer."""
     for p, name in zip(params, names, strict=True):
         if not p.requires_grad:
             continue
@@ -126,12 +139,11 @@ def flats(params: Sequence[Tensor], names: Sequence[str]) -> list[Flat]:
                 f"parameter {name}, of shape {tuple(p.shape)} and stride {p.stride()}, has gaps or overlaps in memory, "
                 "which a buffer cannot keep; make it contiguous, or leave it out of flat storage"
             )
-        kinds.setdefault((p.device, p.dtype), []).append(p)
-    for first, second in _neighbours([p for kind in kinds.values() for p in kind]):
-        if first.data_ptr() + first.nbytes > second.data_ptr():
-            raise ValueError("two parameters share memory, which flat storage would put asunder; leave one of them out")
-    return [Flat(members) for members in kinds.values()]
-
-
-def _neighbours(params: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    return itertools.pairwise(sorted((p for p in params if p.numel()), key=Tensor.data_ptr))
+    placed = [(p, name) for p, name in zip(params, names, strict=True) if p.layout == torch.strided and p.numel()]
+    placed.sort(key=lambda pair: pair[0].data_ptr())
+    for (p, first), (q, second) in itertools.pairwise(placed):
+        if p.device == q.device and p.data_ptr() + p.nbytes > q.data_ptr():
+            raise ValueError(
+                f"the parameters {first} and {second} share memory, which flat storage would put asunder; leave one of "
+                "them out"
+            )

@@ -13,7 +13,7 @@ from funcopt.core import PureOptimizer
 from funcopt.flat import Flat
 from funcopt.step import coefficients
 
-__all__ = ["Prepared"]
+__all__ = ["Prepared", "let_go"]
 
 States = Mapping[Tensor, Mapping[str, Any]]
 
@@ -122,21 +122,24 @@ class Prepared:
         measured: dict[str, Any] = self._plan.measure(level, lambda t: coefficients(self.opt.rule, t, hparams, sums))
         return measured
 
-    def step(self, hparams: Mapping[str, Any], sums: Mapping[str, Any], *, zero_grad: bool) -> None:
-        """Take the step that it serves for.
+    def step(self, hparams: Mapping[str, Any], sums: Mapping[str, Any], *, zero_grad: bool) -> bool:
+        """Take the step that it serves for; False where it is to be skipped.
 
         Args:
             hparams: all of them floats.
             sums: what the rule measures of all gradients.
-            zero_grad: set the gradients to 0.
+            zero_grad: set the gradients to 0, but where the step is skipped.
         """
-        taken = self._plan.step(lambda t: coefficients(self.opt.rule, t, hparams, sums), zero_grad=zero_grad)
-        if zero_grad:
-            grads = [p.grad for p in self._members if p.grad is not None]
-            if taken:
-                torch.autograd.graph.increment_version(grads)
-            else:
-                torch._foreach_zero_(grads)
+        return bool(self._plan.step(lambda t: coefficients(self.opt.rule, t, hparams, sums), zero_grad=zero_grad))
+
+
+def let_go(grads: list[Tensor]) -> None:
+    """Cut gradients off the graph that made them, as `Optimizer.zero_grad` does."""
+    for g in grads:
+        if g.grad_fn is not None:
+            g.detach_()
+        elif g.requires_grad:
+            g.requires_grad_(False)
 
 
 def _countable(step: Tensor) -> bool:

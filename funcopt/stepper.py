@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from funcopt import hyper, observed
-from funcopt.flat import Flat, flats
-from funcopt.prepared import Prepared
+from funcopt.flat import Flat, check, flats
+from funcopt.prepared import Prepared, let_go
 from funcopt.step import Leaves, measured, step
 
 __all__ = ["Stepper"]
@@ -33,25 +33,34 @@ class Stepper:
 
     def step(self, *, zero_grad: bool) -> None:
         """See `Adapter.step`."""
-        states = list(self.optimizer.state.values())
-        if len(states) != len(self._known) or not all(map(is_, states, self._known)):
+        known = [*self.optimizer.state, *self.optimizer.state.values()]
+        if len(known) != len(self._known) or not all(map(is_, known, self._known)):
             self._kept.clear()
-            self._known = states
-        turns = [self._turn(index, group) for index, group in enumerate(self.optimizer.param_groups)]
-        for group, turn in zip(self.optimizer.param_groups, turns, strict=True):
+            self._known = known
+        groups = self.optimizer.param_groups
+        turns = [self._turn(index, group) for index, group in enumerate(groups)]
+        for group, turn in zip(groups, turns, strict=True):
             if turn is None:
                 self._check(group)
         sums = self._measured(turns)
-        for index, (group, turn) in enumerate(zip(self.optimizer.param_groups, turns, strict=True)):
+        grads = [[p.grad for p in group["params"] if p.grad is not None] for group in groups] if zero_grad else []
+        places = [g.data_ptr() for column in grads for g in column if g.layout == torch.strided]
+        in_pass = zero_grad and len(set(places)) == len(places)  # no gradient is another's too, still to be read
+        for index, (group, turn) in enumerate(zip(groups, turns, strict=True)):
             if turn is not None:
                 kept, numbers = turn
-                kept.step(numbers, sums, zero_grad=zero_grad)
+                if kept.step(numbers, sums, zero_grad=in_pass) and in_pass:
+                    torch.autograd.graph.increment_version(grads[index])
+                    let_go(grads[index])
+                    grads[index] = []
                 continue
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 for params in _rounds([p for p in group["params"] if p.grad is not None]):
                     self._step_group(group, params, self.tables.setdefault(index, {}), sums)
-            if zero_grad:
-                torch._foreach_zero_([p.grad for p in group["params"] if p.grad is not None])
+        with torch.no_grad():
+            for g in (g for column in grads for g in column):
+                let_go([g])
+                g.zero_()
 
     def _turn(self, index: int, group: Mapping[str, Any]) -> Turn | None:
         """A group's step, where one is prepared, and its numbers; None where it is taken from scratch."""
@@ -143,6 +152,8 @@ class Stepper:
             tables=tables,
             sums=sums,
         )
+        if new is leaves and not self.optimizer._counts:
+            return  # a step that is skipped, and where nothing is counted, it was no first one
         if skips:
             for count, advanced in zip(counts, new.steps, strict=True):
                 count.copy_(advanced)
@@ -185,17 +196,28 @@ class Stepper:
     def flatten(self) -> None:
         """See `Adapter.flatten`."""
         groups = self.optimizer.param_groups
-        self.flat = {index: flats(group["params"], _names(group)) for index, group in enumerate(groups)}
+        check([p for g in groups for p in g["params"]], [name for g in groups for name in _names(g)])
+        if self.flat is None:
+            self.flat = {}
         self._kept.clear()
-        for storage in (storage for storages in self.flat.values() for storage in storages):
-            storage.gather(self.optimizer.state)
+        for index, group in enumerate(groups):
+            for storage in self._storages(index, group):
+                storage.gather(self.optimizer.state)
+
+    def check_new(self, given: Any) -> None:
+        """Raise TypeError or ValueError where flat storage cannot take the parameters of a new group."""
+        if self.flat is None:
+            return
+        new = [given] if isinstance(given, Tensor) else [p[1] if isinstance(p, tuple) else p for p in given]
+        new = [p for p in new if isinstance(p, Tensor)]
+        own = [p for group in self.optimizer.param_groups for p in group["params"]]
+        check([*new, *own], [*(f"{i} of the new group" for i in range(len(new))), *map(str, range(len(own)))])
 
     def zero_grad(self) -> None:
         """Set the gradients in flat storage to 0; those of parameters that require none, to None."""
         groups = self.optimizer.param_groups
-        storages = [storage for index, group in enumerate(groups) for storage in self._storages(index, group)]
+        storages = [storage for storages in (self.flat or {}).values() for storage in storages]
         for storage in storages:
-            storage.gather({})
             storage.zero_grad()
         flat = {id(p) for storage in storages for p in storage.params}
         for p in (p for group in groups for p in group["params"] if id(p) not in flat):
@@ -207,8 +229,9 @@ class Stepper:
             return []
         storages = self.flat.get(index, [])
         wanted = {id(p) for p in group["params"] if p.requires_grad}
-        if wanted != {id(p) for storage in storages for p in storage.params} or not all(s.fits for s in storages):
-            storages = self.flat[index] = flats(group["params"], _names(group))
+        if wanted != {id(p) for storage in storages for p in storage.params} or not all(s.holds for s in storages):
+            check(group["params"], _names(group))
+            storages = self.flat[index] = flats(group["params"])
         return storages
 
 

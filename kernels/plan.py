@@ -53,7 +53,6 @@ class Plan:
         self.contiguous = [p.is_contiguous() for p in work.params]
         self.strides = {i: p.stride() for i, p in enumerate(work.params) if not p.is_contiguous()}
         self.grad_dtypes = [g.dtype for g in work.grads]
-        self.single = [i for i, size in enumerate(self.sizes) if size == 1]  # what autograd gives as a negative view
         self.fixed: list[Tensor] | None = None  # gradients that are looked at less closely: views of a buffer of ours
         self.places: list[int] = []  # the addresses of the gradients in the tables
         self.active: list[int] | None = None  # the leaves that have a gradient; None for all
@@ -77,6 +76,11 @@ class Plan:
         for column, own, addresses in zip(columns, self.columns, self.addresses, strict=True):
             if len(column) != len(own) or not all(map(is_, column, own)) or _addresses(column) != addresses:
                 return False
+        for column in columns[: 1 + len(self.work.slots)]:  # the same memory may be read in another order
+            if list(map(Tensor.is_contiguous, column)) != self.contiguous:
+                return False
+            if any(column[i].stride() != strides for i, strides in self.strides.items()):
+                return False
         return self._take(grads)
 
     def _take(self, grads: list[Tensor | None]) -> bool:
@@ -86,12 +90,13 @@ class Plan:
         kinds = set(map(type, grads))
         active = None
         if type(None) in kinds:
+            kinds.remove(type(None))
             active = [i for i, g in enumerate(grads) if g is not None]
             grads = [p if g is None else g for g, p in zip(grads, self.work.params, strict=True)]
         filled: list[Tensor] = grads  # type: ignore[assignment]
         if not kinds <= PLAIN or list(map(_dtype, filled)) != self.grad_dtypes:
             return False
-        if list(map(Tensor.numel, filled)) != self.sizes or any(filled[i].is_neg() for i in self.single):
+        if list(map(Tensor.numel, filled)) != self.sizes or any(map(Tensor.is_neg, filled)):
             return False
         if list(map(Tensor.is_contiguous, filled)) != self.contiguous:
             return False
