@@ -208,10 +208,12 @@ class Stepper:
         """Raise TypeError or ValueError where flat storage cannot take the parameters of a new group."""
         if self.flat is None:
             return
-        new = [given] if isinstance(given, Tensor) else [p[1] if isinstance(p, tuple) else p for p in given]
-        new = [p for p in new if isinstance(p, Tensor)]
-        own = [p for group in self.optimizer.param_groups for p in group["params"]]
-        check([*new, *own], [*(f"{i} of the new group" for i in range(len(new))), *map(str, range(len(own)))])
+        given = [given] if isinstance(given, Tensor) else given
+        named = [p if isinstance(p, tuple) else (f"{i} of the new group", p) for i, p in enumerate(given)]
+        named = [(name, p) for name, p in named if isinstance(p, Tensor)]
+        for group in self.optimizer.param_groups:
+            named += zip(_names(group), group["params"], strict=True)
+        check([p for _, p in named], [name for name, _ in named])
 
     def zero_grad(self) -> None:
         """Set the gradients in flat storage to 0; those of parameters that require none, to None."""

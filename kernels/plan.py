@@ -84,9 +84,9 @@ class Plan:
         return self._take(grads)
 
     def _take(self, grads: list[Tensor | None]) -> bool:
-        if self.fixed is not None and self.active is None and all(map(is_, grads, self.fixed)):
-            return _addresses(self.fixed) == self.places
-        self.places = []
+        own = self.fixed is not None and self.active is None and all(map(is_, grads, self.fixed))
+        if own and _addresses(self.fixed) == self.places:
+            return True
         kinds = set(map(type, grads))
         active = None
         if type(None) in kinds:

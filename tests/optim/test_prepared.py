@@ -393,7 +393,7 @@ def one_thread_after():
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "seed"),
-    [*((torch.float64, 1e-12, seed) for seed in range(4)), (torch.float32, FLOAT32, 4)],
+    [*((torch.float64, 1e-12, seed) for seed in range(3)), (torch.float32, FLOAT32, 3)],
     ids=str,
 )
 @pytest.mark.parametrize(("name", "kwargs"), RUNS.values(), ids=RUNS.keys())
@@ -938,11 +938,11 @@ def test_nothing_grows(name, kwargs, taken):
         gc.collect()
         return sum(issubclass(type(value), Tensor) for value in gc.get_objects())
 
-    steps(20)
+    steps(10)
     tracemalloc.start()
-    tensors = steps(20)
+    tensors = steps(10)
     allocated, _ = tracemalloc.get_traced_memory()
-    assert steps(100) <= tensors
-    assert tracemalloc.get_traced_memory()[0] < allocated + 20_000  # 200 bytes a step would be noticed
+    assert steps(60) <= tensors
+    assert tracemalloc.get_traced_memory()[0] < allocated + 12_000  # 200 bytes a step would be noticed
     tracemalloc.stop()
-    assert len(taken) > 100
+    assert len(taken) > 60
