@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcopt import observed
+from funcopt import observed, ops
 from funcopt.hyper import suggest
 from funcopt.observed import wrapped
 
@@ -95,7 +95,12 @@ class Work:
         rest = iter(slots)
         placed = [_to(next(rest), dtype) if there else None for there in self.present]
         c = self.coefficients[self.rows[leaf]]
-        new_p, new_slots = self.update(_to(p, dtype), _to(self.grads[leaf], dtype), *placed, c, *self.flags)
+        arguments = (_to(p, dtype), _to(self.grads[leaf], dtype), *placed, c, *self.flags)
+        if dtype == torch.float32:
+            new_p, new_slots = self.update(*arguments)
+        else:
+            with ops.arithmetic(dtype):
+                new_p, new_slots = self.update(*arguments)
         return _to(new_p, p.dtype), [_to(new, slot.dtype) for slot, new in zip(slots, new_slots, strict=False)]
 
 

@@ -382,9 +382,9 @@ def _check_like(leaf: Any, p: Tensor, root: str, params: Tree, index: int) -> No
 def _distinct(leaves: Leaves) -> bool:
     """Whether no tensor that is written shares memory with another: a result would change what is still to be read."""
     written = [t for tensors in (leaves.params, *leaves.slots.values()) for t in tensors if t.numel()]
-    if torch.compiler.is_compiling() or any(observed.wrapped(t) for t in written):
-        return len({id(t) for t in written}) == len(written)
     read = {id(g): g for g in leaves.grads if g is not None and g.numel()}
+    if torch.compiler.is_compiling() or any(observed.wrapped(t) for t in (*written, *read.values())):
+        return len({id(t) for t in written}) == len(written)
     spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t)) for t in (*written, *read.values()))
     return all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 

@@ -24,9 +24,13 @@ class Expression:
     __slots__ = ("operation", "parts", "scalar")
 
     def __init__(self, operation: str, *parts: Any, scalar: bool | None = None) -> None:
-        for part in parts:
-            if operation != "name" and not isinstance(part, Expression | float | int):
+        for place, part in enumerate(parts if operation != "name" else ()):
+            if not isinstance(part, Expression | float | int):
                 raise TypeError(f"{operation} takes numbers of the equation and Python's; got a {type(part).__name__}")
+            takes = operation in ("and", "or", "not") or (operation == "where" and place == 0)
+            if takes != (getattr(part, "operation", None) in CONDITIONS or (takes and isinstance(part, bool))):
+                hint = "; of a condition where(…, 1.0, 0.0) makes a number" if not takes else ""
+                raise TypeError(f"{operation} takes a {'condition' if takes else 'number'} here; got {part!r}{hint}")
         self.operation, self.parts = operation, parts
         self.scalar = all(getattr(part, "scalar", True) for part in parts) if scalar is None else scalar
 
@@ -88,6 +92,8 @@ class Expression:
         return Expression("or", self, other)
 
     def __invert__(self) -> "Expression":
+        if self.scalar:
+            raise TypeError("~ is for conditions on elements; of coefficients, write the opposite comparison")
         return Expression("not", self)
 
     __hash__ = object.__hash__

@@ -7,7 +7,9 @@ Every function is finite at 0, and so are its first and second derivatives: `sqr
 gradient must not poison a meta-gradient.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -86,10 +88,26 @@ def where(condition: bool | Tensor, x: Number, y: Number) -> Number:
     if isinstance(condition, Expression):
         return Expression("where", condition, x, y)
     if isinstance(condition, Tensor):
-        if condition.dim() == 0 and not isinstance(x, Tensor) and not isinstance(y, Tensor):
-            x = torch.full((), x, dtype=torch.float64, device=condition.device)  # torch would make float32 of the two
+        if not isinstance(x, Tensor) and not isinstance(y, Tensor):  # torch would take its default dtype
+            dtype = torch.float64 if condition.dim() == 0 else _arithmetic
+            x = torch.full((), x, dtype=dtype, device=condition.device)
+            y = torch.full((), y, dtype=dtype, device=condition.device)
         return torch.where(condition, x, y)
     return x if condition else y
+
+
+_arithmetic = torch.float32
+
+
+@contextlib.contextmanager
+def arithmetic(dtype: torch.dtype) -> Iterator[None]:
+    """Have a choice between two Python numbers, element by element, in this dtype: float32 outside of this."""
+    global _arithmetic
+    before, _arithmetic = _arithmetic, dtype
+    try:
+        yield
+    finally:
+        _arithmetic = before
 
 
 # ---- scalars, in `coefficients`: a Python float stays one, a tensor is float64 and differentiable -------------------

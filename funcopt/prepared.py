@@ -122,6 +122,11 @@ class Prepared:
         measured: dict[str, Any] = self._plan.measure(level, lambda t: coefficients(self.opt.rule, t, hparams, sums))
         return measured
 
+    @property
+    def zeroes(self) -> bool:
+        """Whether a step can set the gradients to 0."""
+        return bool(self._plan.zeroes)
+
     def step(self, hparams: Mapping[str, Any], sums: Mapping[str, Any], *, zero_grad: bool) -> bool:
         """Take the step that it serves for; False where it is to be skipped.
 

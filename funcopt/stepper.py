@@ -49,7 +49,8 @@ class Stepper:
         for index, (group, turn) in enumerate(zip(groups, turns, strict=True)):
             if turn is not None:
                 kept, numbers = turn
-                if kept.step(numbers, sums, zero_grad=in_pass) and in_pass:
+                fused = in_pass and kept.zeroes
+                if kept.step(numbers, sums, zero_grad=fused) and fused:
                     torch.autograd.graph.increment_version(grads[index])
                     let_go(grads[index])
                     grads[index] = []

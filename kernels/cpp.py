@@ -34,6 +34,11 @@ OPERATIONS = {
     "where": "{} ? {} : {}",
 }
 
+HALF = """
+inline float number(_Float16 x) { return x; }
+template <> inline _Float16 stored<_Float16, double>(double x) { return static_cast<_Float16>(static_cast<float>(x)); }
+"""
+
 HEAD = """
 #include <cmath>
 #include <cstdint>
@@ -51,7 +56,6 @@ struct bfloat16 {
 
 inline double number(double x) { return x; }
 inline float number(float x) { return x; }
-HALF
 inline float number(bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float y;
@@ -67,6 +71,8 @@ template <> inline bfloat16 stored<bfloat16, float>(float x) {  // to the neares
   return {static_cast<uint16_t>(x != x ? 0x7FC0 : rounded)};
 }
 
+template <> inline bfloat16 stored<bfloat16, double>(double x) { return stored<bfloat16>(static_cast<float>(x)); }
+HALF
 template <typename N> inline N maximum(N x, N y) { return (x > y) | (x != x) ? x : y; }
 template <typename N> inline N minimum(N x, N y) { return (x < y) | (x != x) ? x : y; }
 template <typename N> inline N sign(N x) { return x > 0 ? N(1) : x < 0 ? N(-1) : x == 0 ? N(0) : x; }
@@ -205,7 +211,7 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
 
 
 def _head(types: Sequence[str]) -> str:
-    return HEAD.replace("HALF", "inline float number(_Float16 x) { return x; }" if "_Float16" in types else "")
+    return HEAD.replace("HALF", HALF if "_Float16" in types else "")
 
 
 def _tail(width: int, fields: int, sums: int) -> str:

@@ -132,12 +132,7 @@ def library(text: str) -> ctypes.CDLL:
 def _attempt(text: str) -> ctypes.CDLL | CompilationError:
     """The library, or why there is none: no step asks a second time."""
     try:
-        path = _built(text)
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:  # cut short, perhaps
-            path.unlink()
-            return ctypes.CDLL(str(_built(text)))
+        return ctypes.CDLL(str(_built(text)))
     except CompilationError as error:
         return error
     except OSError as error:  # a folder that runs nothing, a full disk
@@ -152,9 +147,10 @@ def _built(text: str) -> Path:
     made_by = (text, os.path.realpath(cxx), _machine(), FLAGS, MACHINES)
     name = hashlib.sha256(repr(made_by).encode()).hexdigest()[:32]
     folder = _folder()
-    library = folder / f"{name}.so"
-    if library.exists():
-        return library
+    for library in folder.glob(f"{name}-*.so"):
+        if _whole(library):
+            return library
+        library.unlink(missing_ok=True)  # cut short, perhaps: what is loaded must be what was written
     with tempfile.TemporaryDirectory(dir=folder) as work:
         written, made = Path(work, "kernel.cpp"), Path(work, "kernel.so")
         written.write_text(text)
@@ -164,11 +160,20 @@ def _built(text: str) -> Path:
                 [cxx, *FLAGS, *machine, str(written), "-o", str(made)], capture_output=True, text=True, check=False
             )
             if done.returncode == 0:
+                library = folder / f"{name}-{_digest(made)}.so"
                 os.replace(made, library)  # another process may have made it meanwhile: the same
                 return library
             said = said or done.stderr
     lines = said.strip().splitlines() or ["it says nothing"]
     raise CompilationError(f"{cxx} cannot compile the kernel: {lines[0]}")
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()[:16]
+
+
+def _whole(library: Path) -> bool:
+    return library.stem.endswith(f"-{_digest(library)}")
 
 
 @functools.cache

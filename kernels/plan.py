@@ -132,6 +132,16 @@ class Plan:
                 totals[name] = totals.get(name, 0.0) + value
         return totals
 
+    @property
+    def zeroes(self) -> bool:
+        """Whether a step can set the gradients to 0: that takes a kernel of its own."""
+        if True not in self.kernels:
+            try:
+                self.kernels[True] = [self.bound(self.work, part, zero_grad=True) for part in self.tables]
+            except backends.CompilationError:
+                return False
+        return True
+
     def step(self, coefficients: Coefficients, *, zero_grad: bool = False) -> bool:
         """Take the step that `ready` has been asked for; False where it is to be skipped.
 
@@ -142,8 +152,6 @@ class Plan:
         sets = self._sets(coefficients)
         if backends.skipped(sets):
             return False
-        if zero_grad not in self.kernels:
-            self.kernels[True] = [self.bound(self.work, part, zero_grad=True) for part in self.tables]
         for kernel in self.kernels[zero_grad]:
             kernel(sets)
         if self.counts is not None:

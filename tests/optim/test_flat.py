@@ -1,9 +1,12 @@
 """Flat storage, against torch.optim: the same numbers whatever happens to the tensors, and buffers again after it."""
 
 import copy
+import gc
 import io
 import itertools
 import pickle
+import random
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,10 +44,11 @@ class Net(nn.Module):
         self.tied.weight = self.middle.weight
         self.scale = nn.Parameter(torch.tensor(1.5))
         self.empty = nn.Parameter(torch.zeros(0, 3))
+        self.last = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x).tanh().mean((2, 3))
-        return self.scale * self.tied(self.middle(x).tanh()) + self.empty.sum()
+        return self.last(self.scale * self.tied(self.middle(x).tanh()) + self.empty.sum())
 
 
 @dataclass
@@ -73,9 +77,16 @@ class Side:
 
     def train(self, first: int, steps: int = 3) -> None:
         for t in range(first, first + steps):
-            self.optimizer.zero_grad(set_to_none=False)
+            self.zero_grad()
             self.backward(t)
             self.optimizer.step()
+
+    def zero_grad(self) -> None:
+        """As in flat storage: to 0, and to None for what needs no gradient."""
+        self.optimizer.zero_grad(set_to_none=False)
+        for p in self.params:
+            if not self.ours and not p.requires_grad:
+                p.grad = None
 
 
 def pair(name: str, dtype: torch.dtype = torch.float64, **kwargs: Any) -> tuple[Side, Side]:
@@ -168,7 +179,8 @@ def gradients_accumulated(side):
 def gradients_in_a_graph(side):
     side.backward(50, create_graph=True)
     for p in side.params:
-        p.grad = p.grad.detach()
+        if p.grad is not None:
+            p.grad = p.grad.detach()
     side.optimizer.step()
 
 
@@ -184,7 +196,8 @@ def gradients_given(side):
 @event
 def gradients_data_given(side):
     for p in side.params:
-        p.grad.data = torch.ones_like(p)
+        if p.grad is not None:
+            p.grad.data = torch.ones_like(p)
     side.optimizer.step()
 
 
@@ -255,11 +268,10 @@ def pickled(side):
 
 @event
 def group_added(side):
-    side.net.extra = nn.Linear(4, 4, bias=False).double()
+    side.net.last = nn.Linear(4, 4, bias=False).double()
     with torch.no_grad():
-        side.net.extra.weight.copy_(torch.linspace(-1, 1, 16).view(4, 4))
-    side.net.register_forward_hook(lambda net, args, out: net.extra(out))
-    side.optimizer.add_param_group({"params": list(side.net.extra.parameters()), "lr": 0.01})
+        side.net.last.weight.copy_(torch.linspace(-1, 1, 16).view(4, 4))
+    side.optimizer.add_param_group({"params": list(side.net.last.parameters()), "lr": 0.01})
 
 
 @event
@@ -390,6 +402,23 @@ def test_same_numbers_and_flat_again(name, kwargs, after):
         check(*sides)
     sides[0].optimizer.zero_grad()
     check_flat(sides[0].optimizer)
+
+
+@each_class
+@pytest.mark.parametrize("seed", range(2))
+def test_one_thing_after_the_other(name, kwargs, seed):
+    sides = pair(name, **kwargs)
+    names = list(EVENTS)
+    random.Random(seed).shuffle(names)
+    for t, what in enumerate(["nothing", *names]):
+        print(t, what)  # what pytest shows of a failure
+        for side in sides:
+            EVENTS[what](side)
+            side.train(100 + t, 2)  # what the first makes is laid out by the second
+        check(*sides, tolerance=1e-11)
+        for side in sides:
+            side.zero_grad()
+        check_flat(sides[0].optimizer)
 
 
 @pytest.mark.parametrize(
@@ -707,6 +736,47 @@ def test_a_group_that_cannot_be_laid_out_is_refused(make, error, message):
     for side in (ours, theirs):
         side.train(3)
     check(ours, theirs)
+
+
+def test_data_that_cannot_be_laid_out():
+    """The step is refused with nothing changed; other data, and it goes on."""
+    ours, theirs = pair("AdamW")
+    for side in (ours, theirs):
+        side.train(0)
+        side.backward(3)
+    p = ours.net.middle.weight
+    held, p.data = p.data, torch.stack([p.data] * 2, -1)[..., 0]
+
+    def act():
+        for zero_grad in (False, True):
+            with pytest.raises(ValueError, match="gaps or overlaps"):
+                ours.optimizer.step(zero_grad=zero_grad)
+
+    check_unchanged(ours.optimizer, ours.params, act)
+    p.data = held.clone()
+    for side in (ours, theirs):
+        side.optimizer.step()
+        side.train(4)
+    check(ours, theirs)
+
+
+def test_a_group_that_is_gone_is_let_go():
+    """Its gradients are nobody's to set to 0, and nothing holds on to its parameters."""
+    ours, _ = pair("AdamW")
+    ours.optimizer.add_param_group({"params": [other := nn.Parameter(weight(5))]})
+    for t in range(3):
+        other.grad = torch.ones_like(other)
+        ours.train(t, 1)
+    ours.optimizer.param_groups.pop()
+    del ours.optimizer.state[other]
+    ours.train(3)
+    other.grad = torch.ones_like(other)
+    ours.optimizer.zero_grad()
+    assert other.grad.eq(1).all()
+    held = weakref.ref(other)
+    del other
+    gc.collect()
+    assert held() is None
 
 
 def test_integers_that_are_not_trained_are_left_alone():
