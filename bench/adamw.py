@@ -1,9 +1,10 @@
 """The AdamW step: torch.optim's implementations, funcopt's backends and other libraries side by side in one run.
 
 Timed is `optimizer.step()` alone, with a constant lr and gradients that stay the same. After its first step each
-contender's parameters are compared with the equation's. What they share, and what they are compared with: see
-`bench/steps.py` and `bench/floor.py`. The floor is the time for reading params, gradients and two moments and for writing
-params and moments, 28 bytes an element in fp32 and 14 in bf16.
+contender's parameters are compared with the equation's. What they share is told in `bench/steps.py`.
+
+The floor is the time for reading params, gradients and two moments and for writing params and moments, 28 bytes an
+element in fp32 and 14 in bf16, at the machine's bandwidth: see `bench/floor.py`.
 
 The first call includes compilation, with the caches on disk empty, and making the state; torch's compiler is loaded
 before. What one table, or one of funcopt's contenders, has compiled, a later one may find in the process.

@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from bench import adamw, options, report
+from bench import adamw, options, plots, report
 from bench.timing import Deadline
 
 ROOT = Path(__file__).parents[1]
 
 # Kept back from each suite's share: a process loads torch before its time starts and stops work for a while after.
-SLACK = 20.0
+SLACK = 18.0
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,25 @@ class Job:
 TESTS = ("-m", "pytest", "tests/kernels", "-q", "-p", "no:cacheprovider", "-o", "addopts=")
 
 
-ADAMW = ("-m", "bench", "adamw", "--device", "cuda", "--workloads")
+def suite(name: str, share: float, *options: str, title: str = "") -> Job:
+    """A suite on the GPU."""
+    return Job(title or name, ("-m", "bench", name, "--device", "cuda", "--no-plot", *options), share)
+
+
 # One graph for many tensors may take long to compile, so the contest with it comes last, with the time that is left.
 FEW = ("--contenders", *(name for name in adamw.CONTENDERS if name != "torch-compiled"))
 COMPILED = ("--dtypes", "fp32", "--contenders", "torch-fused", "funcopt-auto", "torch-compiled")
 
-# A further suite's parts are further rows.
+# A further suite's parts are further rows. Time that a part leaves over is the later ones'.
 JOBS = (
-    Job("kernel tests", TESTS, 150, suite=False),
-    Job("adamw gpt2", (*ADAMW, "gpt2", *FEW), 70),
-    Job("adamw many-1000", (*ADAMW, "many-1000", *FEW), 70),
-    Job("adamw one-1b", (*ADAMW, "one-1b"), 50),
-    Job("adamw one-32m", (*ADAMW, "one-32m"), 50),
-    Job("adamw gpt2, torch-compiled", (*ADAMW, "gpt2", *COMPILED), 80),
+    Job("kernel tests", TESTS, 130, suite=False),
+    suite("adamw", 95, "--workloads", "gpt2", "many-1000", *FEW),
+    suite("adamw", 60, "--workloads", "one-1b", "one-32m", *FEW, title="adamw, one tensor"),
+    suite("pipeline", 50, "--workloads", "gpt2", "many-1000", "one-32m"),
+    suite("small-tensors", 55, "--tensors", "20", "300", "3000", "--elements", "4096", "--rounds", "5"),
+    suite("all-rules", 60, "--workloads", "gpt2", "--rounds", "5"),
+    suite("scaling", 45, "--rounds", "5"),
+    suite("adamw", 75, "--workloads", "gpt2", *COMPILED, title="adamw gpt2, torch-compiled"),
 )
 
 
@@ -96,6 +102,9 @@ def run(args: argparse.Namespace) -> int:
         report.write_json(path, {"suite": "gpu", **found, "parts": [asdict(part) for part in parts]})
     print(f"\n{found['device']}, torch {torch.__version__}, {args.seconds - deadline.left():.0f} s\n{summary(parts)}")
     print(f"JSON: {path}")
+    cases = [case for part in parts for result in part.results for case in result["cases"]]
+    if args.plot and (picture := plots.drawn(plots.ratios, {"suite": "gpu", **found, "cases": cases}, path)):
+        print(picture)
     return 0 if all(part.status == 0 for part in parts) else 1
 
 
@@ -157,10 +166,10 @@ def summary(parts: Sequence[Part]) -> str:
     """The tests' verdict, then a line a table: funcopt's default against its peers and the floor; what went wrong."""
     lines = []
     for part in parts:
-        cases = [case for result in part.results for case in result.get("cases", ())]
+        cases = [case for result in part.results for case in result.get("cases", ()) if "head" not in case]
         if part.status != 0 or not cases:
             lines.append(": ".join([part.name, part.verdict, *part.tail[-1:]]))
-        lines += [f"{part.name}, {case['dtype']}: {_line(case)}" for case in cases]
+        lines += [f"{part.name}, {case['name']}: {_line(case)}" for case in cases]
     return "\n".join(lines)
 
 
@@ -168,14 +177,16 @@ def _line(case: dict[str, Any]) -> str:
     if "skipped" in case:
         return str(case["skipped"])
     rows = {row["name"]: row for row in case["contenders"]}
-    ours = rows.get("funcopt-auto", {"status": "was", "note": "not in this contest"})
+    name = case["ours"]
+    ours = rows.pop(name, {"status": "was", "note": "not in this contest"})
     if ours["status"] != "ok":
-        return f"funcopt-auto {ours['status']}: {ours['note']}"
+        return f"{name} {ours['status']}: {ours['note']}"
     peers = [
-        f"{report.number(ours['median'] / row['median'])} x {name}"
+        f"{report.number(ours['median'] / row['median'])} x {peer}"
         if row["status"] == "ok"
-        else f"{name} {row['status']}"
-        for name, row in rows.items()
-        if name.startswith("torch-")
+        else f"{peer} {row['status']}"
+        for peer, row in rows.items()
+        if not peer.startswith("funcopt")
     ]
-    return f"funcopt-auto is {', '.join([*peers, report.number(ours['ratio_to_floor']) + ' x floor'])}"
+    floor = [f"{report.number(ours['ratio_to_floor'])} x floor"] if ours["ratio_to_floor"] else []
+    return f"{name} is {', '.join([*peers, *floor])}"

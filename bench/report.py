@@ -56,7 +56,7 @@ def number(value: float | None, digits: int = 2) -> str:
 def unit(seconds: Sequence[float | None]) -> tuple[str, float, int]:
     """The unit in which times are read best, how many of it a second has, and the digits after the point."""
     least = min((s for s in seconds if s), default=1.0)
-    return ("s", 1.0, 2) if least >= 1 else ("ms", 1e3, 3) if least >= 1e-4 else ("us", 1e6, 1)
+    return ("s", 1.0, 2) if least >= 1 else ("ms", 1e3, 3) if least >= 1e-4 else ("µs", 1e6, 1)
 
 
 def first_line(error: BaseException) -> str:

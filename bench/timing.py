@@ -244,7 +244,7 @@ def _timed(clock: Clock, run: Run, before: Run | None) -> Timed:
 def _first_steps(
     contender: Contender, clock: Clock, budget: float, deadline: Deadline, runs: dict[str, Timed], warm: bool
 ) -> Outcome:
-    """Set a contender up, and warm it up as far as to know how many calls make a sample; what times it goes into `runs`."""
+    """Set a contender up, and warm it up as far as to know how many calls make a sample; `runs` gets what times it."""
     name, left = contender.name, deadline.left()
     if contender.left_out is not None:
         return Outcome(name, "left out", contender.left_out)

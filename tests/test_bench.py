@@ -3,20 +3,26 @@
 No test depends on how fast anything is.
 """
 
+import argparse
 import contextlib
+import importlib
 import itertools
 import json
 import math
+import os
+import pathlib
 import sys
 import time
 
 import pytest
 import torch
 
-from bench import __main__, adamw, floor, gpu, report, timing, workloads
+import funcopt
+from bench import __main__, adamw, floor, gpu, peers, report, steps, timing, workloads
 from bench.timing import Contender, Deadline
 
 PEERS = ["torch-loop", "torch-fused", "funcopt-eager"]
+TINY = ["--device", "cpu", "--workloads", "tiny", "--rounds", 2, "--contenders", *PEERS, "--no-plot"]
 
 
 def bench(*argv):
@@ -68,14 +74,14 @@ def test_an_unknown_workload_is_refused_with_the_known_ones(capsys):
 
 
 def test_adamw_prints_and_keeps_every_sample(tmp_path, capsys):
-    options = ["--device", "cpu", "--workloads", "tiny", "--rounds", 2, "--contenders", *PEERS, "--output", tmp_path]
-    assert bench("adamw", *options) == 0
+    assert bench("adamw", *TINY, "--output", tmp_path) == 0
     (path,) = tmp_path.iterdir()
     assert path.name.startswith(f"adamw-cpu-torch{torch.__version__}".replace("+", "-"))
     printed, kept = capsys.readouterr().out, json.loads(path.read_text())
     assert str(path) in printed
     assert kept["suite"] == "adamw"
     assert kept["versions"]["torch"] == torch.__version__
+    assert set(report.PACKAGES.values()) <= set(kept["versions"])
     assert {"cpu", "cores", "threads", "load_average"} <= set(kept["machine"])
     assert [case["dtype"] for case in kept["cases"]] == ["fp32", "bf16"]
     for case, size in zip(kept["cases"], (4, 2), strict=True):
@@ -89,7 +95,7 @@ def test_adamw_prints_and_keeps_every_sample(tmp_path, capsys):
             assert (row["status"], len(row["samples"])) == ("ok", 2)
             assert row["median"] == pytest.approx(sum(row["samples"]) / 2)
             assert row["ratio_to_floor"] == row["median"] / least
-            assert row["ratio_to_torch_fused"] == row["median"] / rows["torch-fused"]["median"]
+            assert row["ratio"] == row["median"] / rows["torch-fused"]["median"]
             assert row["first"] > 0
             assert name in printed
 
@@ -100,8 +106,7 @@ def test_a_contender_that_fails_is_in_the_table(tmp_path, capsys, monkeypatch):
             raise RuntimeError("the first line\nthe second")
 
     monkeypatch.setattr(adamw.funcopt.optim, "AdamW", lambda params, backend, **kw: Broken(params, **kw))
-    options = ["--device", "cpu", "--workloads", "tiny", "--rounds", 2, "--contenders", *PEERS, "--dtypes", "fp32"]
-    assert bench("adamw", *options, "--output", tmp_path) == 0
+    assert bench("adamw", *TINY, "--dtypes", "fp32", "--output", tmp_path) == 0
     assert "failed: RuntimeError: the first line\n" in capsys.readouterr().out
     rows = json.loads(next(tmp_path.iterdir()).read_text())["cases"][0]["contenders"]
     assert [row["status"] for row in rows] == ["ok", "ok", "failed"]
@@ -113,32 +118,64 @@ def test_a_contender_that_does_not_do_the_step_fails(tmp_path, capsys, monkeypat
             pass
 
     monkeypatch.setattr(adamw.funcopt.optim, "AdamW", lambda params, backend, **kw: Idle(params, **kw))
-    options = ["--device", "cpu", "--workloads", "tiny", "--rounds", 2, "--contenders", *PEERS, "--output", tmp_path]
-    assert bench("adamw", *options) == 0
+    assert bench("adamw", *TINY, "--output", tmp_path) == 0
     assert capsys.readouterr().out.count("failed: wrong result: parameter 0") == 2
 
 
+def test_a_parameter_that_is_left_out_fails(tmp_path, capsys, monkeypatch):
+    class Partial(torch.optim.AdamW):
+        def step(self):
+            self.param_groups[0]["params"][1].grad = None
+            super().step()
+
+    monkeypatch.setattr(adamw.funcopt.optim, "AdamW", lambda params, backend, **kw: Partial(params, **kw))
+    assert bench("adamw", *TINY, "--dtypes", "fp32", "--output", tmp_path) == 0
+    assert "failed: wrong result: parameter 1" in capsys.readouterr().out
+
+
 def test_what_is_left_out_says_why(tmp_path, capsys, monkeypatch):
+    def reasons(skip_slow=True, tensors=300):
+        return {peer.name: peer.left_out for peer in adamw.field(torch.device("cpu"), tensors, skip_slow)}
+
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    options = ["--device", "cpu", "--rounds", 1, "--output", tmp_path]
-    model = workloads.problem(workloads.WORKLOADS["many-300"], torch.float32, torch.device("cpu"), 0)
-    assert "--no-skip-slow" in adamw._left_out("torch-compiled", model, True)
-    assert adamw._left_out("torch-compiled", model, False) is None
-    assert bench("adamw", *options, "--workloads", "tiny", "--contenders", "funcopt-triton", "--dtypes", "fp32") == 0
+    assert "--no-skip-slow" in reasons()["torch-compiled"]
+    assert reasons(skip_slow=False)["torch-compiled"] is reasons(tensors=3)["torch-compiled"] is None
+    options = ["--device", "cpu", "--rounds", 1, "--workloads", "tiny", "--contenders", "funcopt-triton", "--no-plot"]
+    assert bench("adamw", *options, "--dtypes", "fp32", "--output", tmp_path) == 0
     assert "funcopt-triton  left out: " in capsys.readouterr().out
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert "TRITON_INTERPRET" in adamw._left_out("funcopt-triton", model, True)
+    assert "TRITON_INTERPRET" in reasons()["funcopt-triton"]
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert reasons()["optimi"] == "not installed: pip install torch-optimi"
+
+
+def test_contenders_share_their_state_and_find_what_the_first_one_found():
+    model = workloads.problem(workloads.WORKLOADS["tiny"], torch.float32, torch.device("cpu"), 0)
+    before, grads = steps.tails(model.params), steps.tails(model.grads)
+    made = []
+
+    def spoiling(params):
+        made.append(torch.optim.AdamW(params, lr=0.1))
+        made[-1].register_step_post_hook(lambda *_: [g.neg_() for g in model.grads])
+        return made[-1]
+
+    field = [steps.Peer("a", spoiling), steps.Peer("b", spoiling)]
+    expected = [p - 0.1 * g.sign() for p, g in zip(before, grads, strict=True)]
+    outcomes = timing.contest(steps.contenders(model, field, expected), lambda run, repeats: (run(), 1.0)[1], rounds=1)
+    assert [o.status for o in outcomes] == ["ok", "ok"]
+    for p in model.params:
+        assert made[0].state[p]["exp_avg"] is made[1].state[p]["exp_avg"]
+        assert made[0].state[p]["step"] is not made[1].state[p]["step"]
 
 
 def test_a_workload_that_does_not_fit_is_left_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "free_bytes", lambda device: 1000)
-    assert bench("adamw", "--device", "cpu", "--workloads", "tiny", "--contenders", *PEERS, "--output", tmp_path) == 0
+    assert bench("adamw", *TINY, "--output", tmp_path) == 0
     assert capsys.readouterr().out.count("left out: needs") == 2
 
 
 def test_when_the_time_is_up_the_rest_is_not_reached(tmp_path, capsys):
-    options = ["--workloads", "tiny", "--contenders", *PEERS, "--seconds", 0, "--output", tmp_path]
-    assert bench("adamw", "--device", "cpu", *options) == 0
+    assert bench("adamw", *TINY, "--seconds", 0, "--output", tmp_path) == 0
     assert capsys.readouterr().out.count("not reached") == 2
 
 
@@ -182,6 +219,38 @@ def test_a_sample_of_a_short_call_has_many():
     assert outcome.repeats == 10
     assert outcome.samples == [3]
     assert len(calls) == 1 + 1 + 2 + 10
+
+
+def test_what_comes_before_a_call_is_not_timed(monkeypatch):
+    monkeypatch.setattr(timing, "SAMPLE_CALLS", 1)
+    calls = []
+    clock = ticks(9, 2, 3, 3, 1, 5)
+    contender = Contender("a", lambda: lambda: calls.append("run"), before=lambda: calls.append("before"))
+    (outcome,) = timing.contest([contender], clock, rounds=2)
+    assert calls == ["before", "run"] * 6
+    assert (outcome.first, outcome.warm_up, outcome.samples) == (9, 8, [1, 5])
+
+
+def test_without_warming_up_samples_follow_the_first_call():
+    calls = []
+    field = [Contender("a", lambda: lambda: calls.append(1))]
+    (outcome,) = timing.contest(field, ticks(9, 1, 2), rounds=2, warm=False)
+    assert (outcome.first, outcome.warm_up, outcome.samples) == (9, None, [1, 2])
+
+
+def test_fresh_caches_are_empty_and_leave_no_trace(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUNCOPT_CACHE_DIR", str(tmp_path))
+    params = [torch.ones(3, requires_grad=True)]
+    params[0].grad = torch.ones(3)
+    step = lambda: funcopt.optim.SGD(params, backend="compile").step()
+    with timing.fresh_caches():
+        step()
+        folder = pathlib.Path(os.environ["FUNCOPT_CACHE_DIR"])
+        assert list(folder.glob("*.so"))
+    assert not folder.exists()
+    assert not list(tmp_path.iterdir())
+    step()
+    assert list(tmp_path.glob("*.so"))
 
 
 def test_one_that_fails_late_keeps_its_place():
@@ -263,7 +332,12 @@ def test_without_a_gpu_the_gpu_suite_says_so(tmp_path, capsys, monkeypatch):
 def test_the_gpu_suite_reports_every_part(tmp_path, capsys, monkeypatch):
     row = {"name": "funcopt-auto", "status": "ok", "median": 1.0, "ratio_to_floor": 1.25}
     peer = {"name": "torch-fused", "status": "ok", "median": 2.0}
-    cases = [{"dtype": "fp32", "contenders": [row, peer]}, {"dtype": "bf16", "skipped": "left out: too large"}]
+    about = {"ours": "funcopt-auto", "reference": "torch-fused"}
+    cases = [
+        {"name": "fp32", **about, "contenders": [row, peer]},
+        {"name": "bf16", **about, "skipped": "left out: too large"},
+        {"name": "slopes", "head": ["slope"], "rows": []},
+    ]
     suite = f"import sys; print('table'); open(sys.argv[-1] + '/a.json', 'w').write({json.dumps({'cases': cases})!r})"
     jobs = (
         gpu.Job("tests", ("-c", "print('1 failed'); raise SystemExit(1)"), 1, suite=False),
@@ -275,7 +349,7 @@ def test_the_gpu_suite_reports_every_part(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(report, "facts", lambda device: facts)
     monkeypatch.setattr(gpu, "JOBS", jobs)
-    assert bench("gpu", "--output", tmp_path, "--seconds", 400) == 1
+    assert bench("gpu", "--output", tmp_path, "--seconds", 400, "--no-plot") == 1
     printed = capsys.readouterr().out
     assert "tests: failed, exit status 1: 1 failed\n" in printed
     assert "suite, fp32: funcopt-auto is 0.50 x torch-fused, 1.25 x floor\n" in printed
@@ -295,3 +369,14 @@ def test_a_part_over_its_time_is_stopped_with_what_it_began():
     status, lines = gpu.supervise([sys.executable, "-c", child], 1.0)
     assert status is None
     assert set(lines) <= {"begun"}
+
+
+def test_the_gpu_suite_has_room_for_every_part():
+    shares = [job.share for job in gpu.JOBS]
+    assert min(shares) / sum(shares) * 470 >= 2 * gpu.SLACK
+    for job in gpu.JOBS:
+        if job.suite:
+            name, *rest = job.command[2:]
+            suite, parser = importlib.import_module(f"bench.{name.replace('-', '_')}"), argparse.ArgumentParser()
+            suite.arguments(parser)
+            assert parser.parse_args(rest).device == "cuda"

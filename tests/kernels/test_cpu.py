@@ -21,22 +21,14 @@ from funcopt.kernels import counts, cpu
 from funcopt.transforms import clip_by_global_norm, skip_nonfinite, unscale
 from tests.rules_table import COMBINATIONS, IDS, NUMBERS
 
-pytestmark = pytest.mark.skipif(backends.compiler() is None, reason="there is no C++ compiler")
+pytestmark = [
+    pytest.mark.usefixtures("ieee_sqrt"),
+    pytest.mark.skipif(backends.compiler() is None, reason="there is no C++ compiler"),
+]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIZES = [(), (0,), (1,), (2,), (7,), (15,), (16,), (17,), (63,), (64,), (65,), (33, 77)]
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def ieee_sqrt(monkeypatch):
-    """torch.sqrt on the CPU is MKL's, which is off by one bit for one number in a hundred; the kernel's is IEEE's."""
-
-    def sqrt(x):
-        with np.errstate(invalid="ignore"):
-            return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))
-
-    monkeypatch.setattr(torch, "sqrt", sqrt)
 
 
 @pytest.fixture(params=[1, 2])
@@ -558,23 +550,16 @@ def test_compiled_once_and_by_one_process(compiler):
     assert outputs[0] == pytest.approx(train("eager"), rel=1e-6, abs=1e-4)
 
 
-CUT = {
-    "nothing, noise": (lambda content: b"", lambda content: bytes(1000)),
-    "a part": (lambda content: content[:1000], lambda content: content[:8000]),
-}
-
-
-@pytest.mark.parametrize("cut", CUT.values(), ids=CUT.keys())
-def test_a_library_that_is_cut_short_is_made_anew(cut, compiler):
+def test_a_library_that_is_cut_short_is_made_anew(compiler):
     """As a disk that was full, or a machine that went down, may leave it; loading it may end the process."""
     cxx = compiler()
     want = train("compile")
     whole = [path.read_bytes() for path in cxx.made]
-    for path, content, part in zip(cxx.made, whole, cut, strict=True):
+    for path, content, size in zip(cxx.made, whole, (0, 1000), strict=True):
         path.unlink()  # this process has it loaded
-        path.write_bytes(part(content))
+        path.write_bytes(content[:size])
     assert json.loads(output(started("print(train('compile'))", cxx.cache, CXX=cxx.path))) == want
-    assert [path.stat().st_size for path in cxx.made] == [len(content) for content in whole]
+    assert sorted(path.read_bytes() for path in cxx.made) == sorted(whole)
 
 
 def test_without_a_compiler(tmp_path):
@@ -663,14 +648,12 @@ def test_one_kernel_of_several_that_cannot_be_compiled(dtypes, groups, compiler)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("backend", ["auto", "compile"])
-def test_zeroing_in_the_step_that_cannot_be_compiled(steps, groups, backend, compiler):
+def test_zeroing_in_the_step_that_cannot_be_compiled(steps, backend, compiler):
     """The step has its kernel, and gradients are set to 0 after it."""
     compiler(NO_ZEROS)
     params = with_gradients(torch.float32, torch.float64)
-    split = [{"params": [p]} for p in params] if groups == 2 else params
-    optimizer = funcopt.optim.SGD(split, lr=0.25, momentum=0.5, backend=backend)
+    optimizer = funcopt.optim.SGD([{"params": [p]} for p in params], lr=0.25, momentum=0.5, backend=backend)
     for _ in range(steps):
         optimizer.step()
     optimizer.step(zero_grad=True)

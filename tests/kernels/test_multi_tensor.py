@@ -2,7 +2,6 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,17 +13,6 @@ from tests.rules_table import COMBINATIONS, IDS, NUMBERS
 BLOCK = launch.BLOCK
 SIZES = [(), (0,), (1,), (2,), (BLOCK - 1,), (BLOCK,), (BLOCK + 1,), (33, 77)]
 STEPS = 3
-
-
-@pytest.fixture
-def ieee_sqrt(monkeypatch):
-    """torch.sqrt on the CPU is MKL's, which is off by one bit for one number in a hundred; Triton's is IEEE's."""
-    plain = torch.sqrt
-    monkeypatch.setattr(
-        torch,
-        "sqrt",
-        lambda x: torch.from_numpy(np.asarray(np.sqrt(x.numpy()))) if x.device.type == "cpu" else plain(x),
-    )
 
 
 def draw(sizes, dtype, device):

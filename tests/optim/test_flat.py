@@ -613,6 +613,24 @@ def test_a_state_dict_in_hand_is_not_changed_by_later_steps_of_a_copy():
     assert all(torch.equal(p.grad, g) for p, g in zip(ours.params, grads, strict=True))
 
 
+@pytest.mark.parametrize("through", [pickle.dump, torch.save], ids=["pickle", "torch.save"])
+def test_a_state_dict_takes_no_more_space_for_it(through):
+    """Pickle writes the memory of a view as often as it meets one: a hundred slots, a hundred buffers."""
+    sizes = []
+    for flat in (False, True):
+        params = [torch.randn(64, requires_grad=True) for _ in range(100)]
+        optimizer = OURS["AdamW"](params)
+        if flat:
+            optimizer.flatten()
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.ones(64)
+            optimizer.step()
+        through(optimizer.state_dict(), file := io.BytesIO())
+        sizes.append(len(file.getvalue()))
+    assert sizes[1] < 2 * sizes[0]
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
 def test_copies_are_laid_out_from_the_start(duplicate):
     ours, _ = pair("AdamW")

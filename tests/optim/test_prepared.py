@@ -846,6 +846,7 @@ def test_zeroing_in_the_step_where_two_parameters_have_one_gradient(groups):
         check(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
 @each_class
 def test_zeroing_in_the_step_lets_go_of_the_graph(name, kwargs, taken):
     """As zero_grad does with gradients of create_graph=True: what is added to them next is no derivative of it."""
