@@ -191,6 +191,14 @@ class Adapter(torch.optim.Optimizer):
 
     # ---- saving, loading, copying -----------------------------------------------------------------------------------
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the groups, as torch.optim has them; copies, which need no buffer to be saved, of flat storage."""
+        saved = super().state_dict()
+        if self._stepper.flat is None:
+            return saved
+        alone = lambda state: {n: v.clone() if isinstance(v, Tensor) else v for n, v in state.items()}  # noqa: E731
+        return {**saved, "state": {p: alone(s) if isinstance(s, dict) else s for p, s in saved["state"].items()}}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state, and the groups' numbers and flags; the state_dict given stays the caller's own.
 

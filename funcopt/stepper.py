@@ -38,13 +38,14 @@ class Stepper:
             self._kept.clear()
             self._known = known
         groups = self.optimizer.param_groups
+        self._let_go_of_groups(len(groups))
         turns = [self._turn(index, group) for index, group in enumerate(groups)]
         for group, turn in zip(groups, turns, strict=True):
             if turn is None:
                 self._check(group)
         sums = self._measured(turns)
         grads = [[p.grad for p in group["params"] if p.grad is not None] for group in groups] if zero_grad else []
-        places = [g.data_ptr() for column in grads for g in column if g.layout == torch.strided]
+        places = [g.data_ptr() for column in grads for g in column if g.layout == torch.strided and g.numel()]
         in_pass = zero_grad and len(set(places)) == len(places)  # no gradient is another's too, still to be read
         for index, (group, turn) in enumerate(zip(groups, turns, strict=True)):
             if turn is not None:
@@ -62,6 +63,12 @@ class Stepper:
             for g in (g for column in grads for g in column):
                 let_go([g])
                 g.zero_()
+
+    def _let_go_of_groups(self, count: int) -> None:
+        """Forget what belongs to groups that are there no more."""
+        for kept in (self._kept, self.tables, self.flat or {}):
+            for index in [index for index in kept if index >= count]:
+                del kept[index]
 
     def _turn(self, index: int, group: Mapping[str, Any]) -> Turn | None:
         """A group's step, where one is prepared, and its numbers; None where it is taken from scratch."""
@@ -219,6 +226,7 @@ class Stepper:
     def zero_grad(self) -> None:
         """Set the gradients in flat storage to 0; those of parameters that require none, to None."""
         groups = self.optimizer.param_groups
+        self._let_go_of_groups(len(groups))
         storages = [storage for storages in (self.flat or {}).values() for storage in storages]
         for storage in storages:
             storage.zero_grad()
