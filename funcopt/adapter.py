@@ -192,12 +192,11 @@ class Adapter(torch.optim.Optimizer):
     # ---- saving, loading, copying -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state and the groups, as torch.optim has them; copies, which need no buffer to be saved, of flat storage."""
+        """The state and the groups, as torch.optim has them; of flat storage copies, which are saved without buffers."""
         saved = super().state_dict()
-        if self._stepper.flat is None:
-            return saved
-        alone = lambda state: {n: v.clone() if isinstance(v, Tensor) else v for n, v in state.items()}  # noqa: E731
-        return {**saved, "state": {p: alone(s) if isinstance(s, dict) else s for p, s in saved["state"].items()}}
+        if self._stepper.flat is not None:
+            saved = {**saved, "state": {p: _alone(state) for p, state in saved["state"].items()}}
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state, and the groups' numbers and flags; the state_dict given stays the caller's own.
@@ -268,6 +267,13 @@ class Adapter(torch.optim.Optimizer):
 @functools.lru_cache(maxsize=256)
 def _pure(rule: Rule, backend: str, flags: tuple[tuple[str, bool], ...]) -> PureOptimizer:
     return pure(rule, backend=backend, **dict(flags))
+
+
+def _alone(state: Any) -> Any:
+    """A parameter's state with tensors that are views of nothing."""
+    if not isinstance(state, dict):
+        return state
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
 class _Quick(list[Any]):
