@@ -192,7 +192,7 @@ class Adapter(torch.optim.Optimizer):
     # ---- saving, loading, copying -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The state and the groups, as torch.optim has them; of flat storage copies, which are saved without buffers."""
+        """The state and the groups, as torch.optim has them; of flat storage copies, saved without its buffers."""
         saved = super().state_dict()
         if self._stepper.flat is not None:
             saved = {**saved, "state": {p: _alone(state) for p, state in saved["state"].items()}}
