@@ -51,7 +51,12 @@ class Adapter(torch.optim.Optimizer):
     # The flags and switches of a group, as one has them that was saved before they existed.
     _older: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any], backend: str) -> None:
+    def __init__(self, params: ParamsT, *numbers: Any, **options: Any) -> None:
+        """What the constructors of classes that `from_pure` makes take; this class itself has no rule to follow."""
+        raise TypeError("Adapter has no rule of its own; make a class with funcopt.optim.from_pure(opt)")
+
+    def _begin(self, params: ParamsT, defaults: dict[str, Any], backend: str) -> None:
+        """What every constructor does."""
         self._backend = backends.check_name(backend)
         self._stepper = Stepper(self)
         self._check_group(defaults)
@@ -158,7 +163,8 @@ class Adapter(torch.optim.Optimizer):
         of a buffer, and so do their gradients: `zero_grad` sets them to 0 whatever `set_to_none` says, so that autograd
         adds to them in place, and a parameter that the loss does not depend on has a gradient of 0, not None. Groups
         that are added, states that are loaded and copies of the optimizer are laid out as well; parameters that a
-        model's `to`, or anybody, moves are at the next step. Parameters that require no gradient are left alone.
+        model's `to`, or anybody, moves are at the next step. Parameters that require no gradient are left alone. As any
+        view, a parameter saved by itself is saved with its whole buffer; save a clone.
 
         Raises:
             TypeError, ValueError: a parameter that cannot lie in a buffer (a tensor subclass, one with gaps, one that
@@ -320,7 +326,7 @@ def from_pure(opt: PureOptimizer, name: str | None = None) -> type[Adapter]:
         bound.apply_defaults()
         given = dict(bound.arguments)
         del given["self"]
-        Adapter.__init__(self, given.pop("params"), backend=given.pop("backend"), defaults=given)
+        self._begin(given.pop("params"), backend=given.pop("backend"), defaults=given)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     return type(

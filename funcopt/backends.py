@@ -36,6 +36,7 @@ __all__ = [
     "compiler",
     "compute_dtype",
     "interpreted",
+    "ready",
     "run",
     "run_eager",
     "skipped",
@@ -96,11 +97,8 @@ class Work:
         placed = [_to(next(rest), dtype) if there else None for there in self.present]
         c = self.coefficients[self.rows[leaf]]
         arguments = (_to(p, dtype), _to(self.grads[leaf], dtype), *placed, c, *self.flags)
-        if dtype == torch.float32:
+        with ops.arithmetic(dtype):
             new_p, new_slots = self.update(*arguments)
-        else:
-            with ops.arithmetic(dtype):
-                new_p, new_slots = self.update(*arguments)
         return _to(new_p, p.dtype), [_to(new, slot.dtype) for slot, new in zip(slots, new_slots, strict=False)]
 
 
@@ -202,6 +200,14 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
             for slot, new in zip(slots, new_slots, strict=True):
                 slot[leaf] = new[part]
     return params, slots
+
+
+def ready(work: Work, backend: str) -> None:
+    """Make what kernels a backend cannot do without; raises CompilationError."""
+    if backend == "compile" and (members := _chosen(work, backend, differentiated=False).get(backend)):
+        from funcopt.kernels import cpu
+
+        cpu.ready(work.of(members))
 
 
 def skipped(sets: Sequence[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import operator
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -383,12 +384,17 @@ def _distinct(leaves: Leaves) -> bool:
     """Whether no tensor that is written shares memory with another: a result would change what is still to be read."""
     written = [t for tensors in (leaves.params, *leaves.slots.values()) for t in tensors if t.numel()]
     read = {id(g): g for g in leaves.grads if g is not None and g.numel()}
-    if torch.compiler.is_compiling() or any(observed.wrapped(t) for t in (*written, *read.values())):
+    tensors = [*written, *read.values()]
+    if observed.wrapped(*tensors):
         return len({id(t) for t in written}) == len(written)
-    spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t)) for t in (*written, *read.values()))
-    return all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    starts = [t.data_ptr() for t in tensors]
+    ends = [start + _extent(t) for start, t in zip(starts, tensors, strict=True)]
+    # None overlaps another where each ends, the first to end first, before the next begins.
+    return all(map(operator.le, sorted(ends), sorted(starts)[1:]))
 
 
 def _extent(t: Tensor) -> int:
     """The bytes from a tensor's first element to behind its last."""
+    if t.is_contiguous():
+        return t.nbytes
     return t.element_size() * (1 + sum((n - 1) * abs(stride) for n, stride in zip(t.shape, t.stride(), strict=True)))

@@ -18,13 +18,13 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
-def wrapped(value: Tensor) -> bool:
+def wrapped(*values: Tensor) -> bool:
     """Whether a tensor stands for more than its numbers: a batch, a derivative, a trace."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._functorch.is_functorch_wrapped_tensor(value)
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0
+        or any(map(torch._C._functorch.is_functorch_wrapped_tensor, values))
     )
 
 

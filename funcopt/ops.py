@@ -9,6 +9,7 @@ gradient must not poison a meta-gradient.
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,25 +90,28 @@ def where(condition: bool | Tensor, x: Number, y: Number) -> Number:
         return Expression("where", condition, x, y)
     if isinstance(condition, Tensor):
         if not isinstance(x, Tensor) and not isinstance(y, Tensor):  # torch would take its default dtype
-            dtype = torch.float64 if condition.dim() == 0 else _arithmetic
+            dtype = _arithmetic.dtype or torch.float64
             x = torch.full((), x, dtype=dtype, device=condition.device)
             y = torch.full((), y, dtype=dtype, device=condition.device)
         return torch.where(condition, x, y)
     return x if condition else y
 
 
-_arithmetic = torch.float32
+class _Arithmetic(threading.local):
+    dtype: torch.dtype | None = None
+
+
+_arithmetic = _Arithmetic()
 
 
 @contextlib.contextmanager
 def arithmetic(dtype: torch.dtype) -> Iterator[None]:
-    """Have a choice between two Python numbers, element by element, in this dtype: float32 outside of this."""
-    global _arithmetic
-    before, _arithmetic = _arithmetic, dtype
+    """Have a choice between two Python numbers in this dtype, an update's: in float64 outside, as coefficients are."""
+    before, _arithmetic.dtype = _arithmetic.dtype, dtype
     try:
         yield
     finally:
-        _arithmetic = before
+        _arithmetic.dtype = before
 
 
 # ---- scalars, in `coefficients`: a Python float stays one, a tensor is float64 and differentiable -------------------

@@ -64,7 +64,7 @@ class SGD(Adapter):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, backend)
+        self._begin(params, defaults, backend)
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         return rules.sgd.rule
@@ -133,7 +133,7 @@ class Adam(Adapter):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        super().__init__(params, defaults, backend)
+        self._begin(params, defaults, backend)
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
         return (rules.adamw if group["decoupled_weight_decay"] else rules.adam).rule

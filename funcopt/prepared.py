@@ -13,7 +13,7 @@ from funcopt.core import PureOptimizer
 from funcopt.flat import Flat
 from funcopt.step import coefficients
 
-__all__ = ["Prepared", "let_go"]
+__all__ = ["Prepared", "in_place", "let_go"]
 
 States = Mapping[Tensor, Mapping[str, Any]]
 
@@ -69,17 +69,7 @@ class Prepared:
         waits = "skip" in rule.Coefficients._fields and any(p.device.type != "cpu" for p in params)
         if not params or waits or len({c.dtype for c in steps}) > 1 or not all(map(_countable, steps)):
             return None
-        work = Work(
-            update=rule.equation,
-            flags=tuple(self.opt.flags.values()),
-            params=params,
-            grads=[p if p.grad is None else p.grad for p in params],
-            slots=slots,
-            present=tuple(slot.name in self.names for slot in rule.slots),
-            coefficients=[rule.Coefficients(*[0.0] * len(rule.Coefficients._fields))],
-            rows=[0] * len(params),
-            donate=True,
-        )
+        work = in_place(self.opt, self.names, params, slots)
         twice = len({id(p) for p in params}) < len(self.params) - len(self._others)
         alike = all(
             isinstance(t, Tensor) and t.layout == torch.strided and t.shape == p.shape and t.device == p.device
@@ -136,6 +126,22 @@ class Prepared:
             zero_grad: set the gradients to 0, but where the step is skipped.
         """
         return bool(self._plan.step(lambda t: coefficients(self.opt.rule, t, hparams, sums), zero_grad=zero_grad))
+
+
+def in_place(opt: PureOptimizer, names: Sequence[str], params: list[Tensor], slots: list[list[Tensor]]) -> Work:
+    """The work of a step in place, but for its numbers; a gradient that is not there yet is as its parameter."""
+    fields = opt.rule.Coefficients
+    return Work(
+        update=opt.rule.equation,
+        flags=tuple(opt.flags.values()),
+        params=params,
+        grads=[p if p.grad is None else p.grad for p in params],
+        slots=slots,
+        present=tuple(slot.name in names for slot in opt.rule.slots),
+        coefficients=[fields(*[0.0] * len(fields._fields))],
+        rows=[0] * len(params),
+        donate=True,
+    )
 
 
 def let_go(grads: list[Tensor]) -> None:

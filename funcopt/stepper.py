@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcopt import hyper, observed
+from funcopt import backends, hyper, observed
 from funcopt.flat import Flat, check, flats
-from funcopt.prepared import Prepared, let_go
+from funcopt.prepared import Prepared, in_place, let_go
 from funcopt.step import Leaves, measured, step
 
 __all__ = ["Stepper"]
@@ -176,17 +176,23 @@ class Stepper:
                 self.optimizer.state[p].update(kept)
 
     def _check(self, group: Mapping[str, Any]) -> None:
-        """Raise RuntimeError where a gradient or a state is not as its parameter is; nothing is changed by then."""
+        """Raise RuntimeError where a gradient or a state is not as its parameter is, or no kernel can be made for them.
+
+        Nothing is changed by then.
+        """
         slots = self.optimizer._slots(group)
-        for p in group["params"]:
-            if p.grad is None:
-                continue
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
             if not _fits(p.grad, p):
                 raise RuntimeError(self._misfit(group, p, "grad", p.grad))
             own = self.optimizer.state.get(p, {})
             for name in slots:
                 if own.get(name) is not None and not _fits(own[name], p):
                     raise RuntimeError(self._misfit(group, p, name, own[name]))
+        if not group.get("differentiable") and not observed.traced():
+            states = [self.optimizer.state.get(p, {}) for p in params]
+            there = [[state.get(name, p) for p, state in zip(params, states, strict=True)] for name in slots]
+            backends.ready(in_place(self.optimizer._pure(group), slots, params, there), self.optimizer._backend)
 
     def _misfit(self, group: Mapping[str, Any], p: Tensor, name: str, t: Tensor) -> str:
         index = next(i for i, own in enumerate(group["params"]) if own is p)

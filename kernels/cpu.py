@@ -22,7 +22,7 @@ from funcopt.backends import CompilationError, Result, Work, compiler
 from funcopt.declaration import Measure
 from funcopt.kernels import cpp, table
 
-__all__ = ["bound", "bound_measure", "library", "measure", "step"]
+__all__ = ["bound", "bound_measure", "library", "measure", "ready", "step"]
 
 
 def step(work: Work) -> Result:
@@ -35,6 +35,13 @@ def step(work: Work) -> Result:
         CompilationError: there is no kernel for these dtypes, and none can be made. Nothing has been changed by then.
     """
     return table.run(work, bound)
+
+
+def ready(work: Work) -> None:
+    """Have the kernels for the work's combinations of dtypes; raises CompilationError."""
+    columns = (work.params, work.grads, *work.slots)
+    for dtypes in set(zip(*[[t.dtype for t in column] for column in columns], strict=True)):
+        _kernel(work.update, work.flags, work.present, type(work.coefficients[0]), dtypes, False)
 
 
 def bound(work: Work, rows: table.Table, *, zero_grad: bool = False) -> table.Kernel:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 from pathlib import Path
 
@@ -667,3 +668,15 @@ def test_a_folder_that_cannot_be_written_to(compiler, tmp_path, monkeypatch):
     monkeypatch.setenv("FUNCOPT_CACHE_DIR", str(tmp_path / "file" / "cache"))
     assert train("compile") == pytest.approx(train("eager"), rel=1e-6, abs=1e-4)
     assert (tmp_path / "file").is_file()
+
+
+def test_choices_between_numbers_of_two_threads():
+    """An update in one thread does not change what the coefficients of another are."""
+    found = []
+    with ops.arithmetic(torch.float32):
+        outside = threading.Thread(target=lambda: found.append(ops.where(torch.tensor(True), 0.1, 0.3)))
+        outside.start()
+        outside.join()
+        inside = ops.where(torch.tensor(True), 0.1, 0.3)
+    assert found[0].dtype == torch.float64
+    assert inside.dtype == torch.float32

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import funcopt
+from funcopt.adapter import Adapter
 from funcopt.ops import sign, sqrt
 from tests.optim.runs import (
     LAYOUT,
@@ -381,3 +382,8 @@ def test_torchs_own_rules_through_from_pure():
     counts = {key for key in ends[0] if key[1] == "step"}
     assert counts
     check_same({key: value for key, value in ends[0].items() if key not in counts}, ends[1])
+
+
+def test_an_adapter_of_no_rule():
+    with pytest.raises(TypeError, match=r"no rule of its own; make a class with funcopt\.optim\.from_pure"):
+        Adapter(leaves(torch.float32))

@@ -130,7 +130,7 @@ SGD = mutants(
     ("noise", "p - c.lr * g", "p - c.lr * (g + 1e-9 * g.new_empty(g.shape).normal_())"),
 )
 
-STEP = "(m / (sqrt(v_hat) / c.sqrt_bias2 + c.eps))"
+STEP = "(m / (sqrt(v_hat) * c.rsqrt_bias2 + c.eps))"
 SQUARE = "c.one_minus_beta2 * g * g"
 AMSGRAD = "v_max = maximum(v_max, v)\nslots, v_hat = (m, v, v_max), v_max"
 CORRECTED = "lr / one_minus_power(beta1, t)"
@@ -160,13 +160,13 @@ ADAM = mutants(
     ("v of the step before", "v = c.beta2", "v_hat = v\nv = c.beta2", "slots, v_hat = (m, v), v", "slots = (m, v)"),
     ("m ignored", STEP, STEP.replace("m /", "g /")),
     ("m detached", STEP, STEP.replace("m /", "m.detach() /")),
-    ("no root", STEP, "(m / (v_hat / c.sqrt_bias2 + c.eps))"),
+    ("no root", STEP, "(m / (v_hat * c.rsqrt_bias2 + c.eps))"),
     ("a root without a slope at 0", STEP, STEP.replace("sqrt(v_hat)", "v_hat ** 0.5")),
-    ("eps in the root", STEP, "(m / (sqrt(v_hat + c.eps * c.eps) / c.sqrt_bias2))"),
-    ("eps before the correction", STEP, "(m / ((sqrt(v_hat) + c.eps) / c.sqrt_bias2))"),
-    ("eps as a lower bound", STEP, "(m / maximum(sqrt(v_hat) / c.sqrt_bias2, c.eps))"),
-    ("no eps", STEP, "(m / (sqrt(v_hat) / c.sqrt_bias2))"),
-    ("a least v", STEP, "(m / (sqrt(maximum(v_hat, 1e-4)) / c.sqrt_bias2 + c.eps))"),
+    ("eps in the root", STEP, "(m / (sqrt(v_hat + c.eps * c.eps) * c.rsqrt_bias2))"),
+    ("eps before the correction", STEP, "(m / ((sqrt(v_hat) + c.eps) * c.rsqrt_bias2))"),
+    ("eps as a lower bound", STEP, "(m / maximum(sqrt(v_hat) * c.rsqrt_bias2, c.eps))"),
+    ("no eps", STEP, "(m / (sqrt(v_hat) * c.rsqrt_bias2))"),
+    ("a least v", STEP, "(m / (sqrt(maximum(v_hat, 1e-4)) * c.rsqrt_bias2 + c.eps))"),
     ("lr in m", '"one_minus_beta1": 1 - beta1', '"one_minus_beta1": (1 - beta1) * lr'),
     ("decay beside the step", "p, g + c.weight_decay * p,", "(1 - c.step_size * c.weight_decay) * p, g,"),
     (
@@ -180,9 +180,9 @@ ADAM = mutants(
     (
         "AMSGrad after the correction",
         AMSGRAD,
-        "bias2 = c.sqrt_bias2 * c.sqrt_bias2\n"
-        "v_max = maximum(v_max, v / bias2)\n"
-        "slots, v_hat = (m, v, v_max), v_max * bias2",
+        "corrected = c.rsqrt_bias2 * c.rsqrt_bias2\n"
+        "v_max = maximum(v_max, v * corrected)\n"
+        "slots, v_hat = (m, v, v_max), v_max / corrected",
     ),
     ("AMSGrad in place", AMSGRAD, AMSGRAD.replace("maximum(v_max, v)", "v_max.copy_(maximum(v_max, v))")),
     ("no step on a zero gradient", STEP, f"(g != 0) * {STEP}"),
