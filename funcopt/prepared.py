@@ -1,5 +1,6 @@
 """A group's steps, prepared: parameters, states and counts that are where they were cost no step from scratch."""
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from operator import is_, itemgetter
 from typing import Any
@@ -105,7 +106,8 @@ class Prepared:
             columns = self._columns()
         except KeyError:
             return False
-        return bool(self._plan.ready([self._members, *columns], [p.grad for p in self._members]))
+        tensors = [*self._members, *itertools.chain.from_iterable(columns)]
+        return bool(self._plan.ready(tensors, [p.grad for p in self._members]))
 
     def measure(self, level: int, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:
         """What the rule measures of the gradients at a level, after those before."""

@@ -59,10 +59,11 @@ class Stepper:
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 for params in _rounds([p for p in group["params"] if p.grad is not None]):
                     self._step_group(group, params, self.tables.setdefault(index, {}), sums)
-        with torch.no_grad():
-            for g in (g for column in grads for g in column):
-                let_go([g])
-                g.zero_()
+        if zero_grad:
+            with torch.no_grad():
+                for g in (g for column in grads for g in column):
+                    let_go([g])
+                    g.zero_()
 
     def _let_go_of_groups(self, count: int) -> None:
         """Forget what belongs to groups that are there no more."""

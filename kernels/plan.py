@@ -1,5 +1,6 @@
 """A step prepared: what of it is the same at the next step is kept, and looked at before it is used again."""
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import is_
@@ -12,7 +13,7 @@ from funcopt import backends
 from funcopt.backends import PLAIN, Kernels, Work
 from funcopt.declaration import Measure
 from funcopt.kernels import table
-from funcopt.kernels.counts import Counts
+from funcopt.kernels.host import Counts, Seen
 
 __all__ = ["Plan"]
 
@@ -45,48 +46,34 @@ class Plan:
         self.steps, self.bound = steps, kernels.bound
         self.work = replace(work, grads=[])  # gradients belong to the step that they are for
         self.columns = [work.params, *work.slots, *([steps] if steps else [])]
-        self.addresses = [_addresses(column) for column in self.columns]
+        self.tensors = [t for column in self.columns for t in column]
         self.tables = table.tables(work)
         self.kernels = {False: [kernels.bound(work, part) for part in self.tables]}  # by whether gradients are zeroed
         self.measures = [[kernels.bound_measure(work, part, level) for part in self.tables] for level in measures]
-        self.sizes = [p.numel() for p in work.params]
-        self.contiguous = [p.is_contiguous() for p in work.params]
-        self.strides = {i: p.stride() for i, p in enumerate(work.params) if not p.is_contiguous()}
-        self.grad_dtypes = [g.dtype for g in work.grads]
-        self.fixed: list[Tensor] | None = None  # gradients that are looked at less closely: views of a buffer of ours
-        self.places: list[int] = []  # the addresses of the gradients in the tables
+        self.seen, self.grads = Seen(self.tensors, self.tensors), Seen(work.grads, work.params)
+        self.fixed: list[Tensor] = []  # gradients that are looked at less closely: views of a buffer of ours
+        self.places = array("q")  # the addresses of the gradients in the tables
         self.active: list[int] | None = None  # the leaves that have a gradient; None for all
-        own = {id(t) for column in self.columns for t in column}
+        own = set(map(id, self.tensors))
         # Whether the tables have the tensors themselves, and no copies that a kernel can walk.
         self.in_place = all(id(t) in own for part in self.tables for column in part.outputs for t in column)
         for part in self.tables:
             part.inputs.clear()
             part.outputs.clear()
         self.rows = self.alike = [0] * len(work.params)
-        self.written = [t for column in (work.params, *work.slots) for t in column]
+        self.written = self.tensors[: len(self.tensors) - len(steps)]
         self.counts = Counts(steps) if steps else None
 
-    def ready(self, columns: Sequence[Sequence[Tensor]], grads: list[Tensor | None]) -> bool:
+    def ready(self, tensors: list[Tensor], grads: list[Tensor | None]) -> bool:
         """Whether the plan serves for these tensors; the tables then have the addresses of the gradients.
 
         Args:
-            columns: the params, the slots and the counts, in the order of `self.columns`.
+            tensors: the params, the slots and the counts, as in `self.tensors`.
             grads: None for parameters that are to be left alone.
         """
-        for column, own, addresses in zip(columns, self.columns, self.addresses, strict=True):
-            if len(column) != len(own) or not all(map(is_, column, own)) or _addresses(column) != addresses:
-                return False
-        for column in columns[: 1 + len(self.work.slots)]:  # the same memory may be read in another order
-            if list(map(Tensor.is_contiguous, column)) != self.contiguous:
-                return False
-            if any(column[i].stride() != strides for i, strides in self.strides.items()):
-                return False
-        return self._take(grads)
+        return self.seen.same(tensors, self.tensors) and self._take(grads)
 
     def _take(self, grads: list[Tensor | None]) -> bool:
-        own = self.fixed is not None and self.active is None and all(map(is_, grads, self.fixed))
-        if own and _addresses(self.fixed) == self.places:
-            return True
         kinds = set(map(type, grads))
         active = None
         if type(None) in kinds:
@@ -94,20 +81,16 @@ class Plan:
             active = [i for i, g in enumerate(grads) if g is not None]
             grads = [p if g is None else g for g, p in zip(grads, self.work.params, strict=True)]
         filled: list[Tensor] = grads  # type: ignore[assignment]
-        if not kinds <= PLAIN or list(map(_dtype, filled)) != self.grad_dtypes:
+        known = len(filled) == len(self.fixed) and all(map(is_, filled, self.fixed))
+        if not kinds <= PLAIN or (not known and any(map(Tensor.is_neg, filled))) or not self.grads.take(filled):
             return False
-        if list(map(Tensor.numel, filled)) != self.sizes or any(map(Tensor.is_neg, filled)):
-            return False
-        if list(map(Tensor.is_contiguous, filled)) != self.contiguous:
-            return False
-        if any(filled[i].stride() != strides for i, strides in self.strides.items()):
-            return False
-        self.places = _addresses(filled)
-        for part in self.tables:
-            part.set(table.GRAD, self.places)
+        if self.places != self.grads.addresses:
+            self.places = self.grads.addresses
+            for part in self.tables:
+                part.set(table.GRAD, self.places)
         if active != self.active:
             present = set(range(len(grads)) if active is None else active)
-            sizes = [size if i in present else 0 for i, size in enumerate(self.sizes)]
+            sizes = [p.numel() if i in present else 0 for i, p in enumerate(self.work.params)]
             for part in self.tables:
                 part.set(table.SIZE, sizes)
             self.active = active
@@ -161,10 +144,3 @@ class Plan:
             written = [column[i] for column in self.columns[: 1 + len(self.work.slots)] for i in self.active]
         torch.autograd.graph.increment_version(written)
         return True
-
-
-_dtype = Tensor.dtype.__get__  # type: ignore[attr-defined]
-
-
-def _addresses(column: Sequence[Tensor]) -> list[int]:
-    return list(map(Tensor.data_ptr, column))

@@ -18,7 +18,7 @@ import torch
 import funcopt
 from funcopt import backends, ops
 from funcopt.backends import Work
-from funcopt.kernels import counts, cpu
+from funcopt.kernels import cpu, host
 from funcopt.transforms import clip_by_global_norm, skip_nonfinite, unscale
 from tests.rules_table import COMBINATIONS, IDS, NUMBERS
 
@@ -517,7 +517,7 @@ def compiler(tmp_path, monkeypatch):
     """Makes a compiler, for a process in which nothing has been compiled yet: this one is made such."""
 
     def forget():
-        for module in (backends, cpu, counts):
+        for module in (backends, cpu, host):
             for value in vars(module).values():
                 if hasattr(value, "cache_clear"):
                     value.cache_clear()

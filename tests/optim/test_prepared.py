@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from funcopt.kernels import host
 from funcopt.kernels.plan import Plan
 from tests.optim.runs import OURS, TORCH, check_same, snapshot
 
@@ -24,6 +25,13 @@ STATEFUL: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "Adam": {"amsgr
 # Sums in another order, relative to the largest number: some dozens of roundings of 6e-8, which Adam's division by
 # small second moments enlarges.
 FLOAT32 = 1e-4
+
+
+@pytest.fixture(autouse=True, params=["compiled", "Python"])
+def looked(request, monkeypatch):
+    """Who looks at the tensors before a step."""
+    if request.param == "Python":
+        monkeypatch.setattr(host, "_looking", lambda: None)
 
 
 @pytest.fixture
