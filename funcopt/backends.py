@@ -184,7 +184,7 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
         return run_eager(work)
     parts = _chosen(work, backend, differentiated)
     runners = {
-        "eager": run_eager,
+        "eager": run_eager if differentiated else _run_in_pieces,
         "compile": _run_compiled,
         "auto compile": _run_compiled_or_eager,
         "triton": _launch_differentiable if differentiated else functools.partial(_launch, tables=tables),
@@ -341,6 +341,39 @@ def run_eager(work: Work) -> Result:
             new_slots = [slot[leaf].copy_(new) for slot, new in zip(work.slots, new_slots, strict=True)]
         results.append((new_p, new_slots))
     return [p for p, _ in results], [[slots[k] for _, slots in results] for k in range(len(work.slots))]
+
+
+# So many elements at a time, torch's operations leave what they make in the cache, and cost little to call.
+PIECE = 1 << 16
+
+
+def _run_in_pieces(work: Work) -> Result:
+    """The rule, run by torch, on pieces of large leaves: no more memory than one needs is made on the way."""
+    columns = [work.params, work.grads, *work.slots]
+    large = [_in_pieces(tensors) for tensors in zip(*columns, strict=True)]
+    scalar = all(not isinstance(c, Tensor) or c.dim() == 0 for cs in work.coefficients for c in cs)
+    if not scalar or not any(large):
+        return run_eager(work)
+    if not work.donate:
+        params, *slots = ([t.clone() for t in column] for column in (work.params, *work.slots))
+        work = replace(work, params=params, slots=slots, donate=True)
+    columns = [work.params, work.grads, *work.slots]
+    pieces: list[tuple[Tensor, ...]] = []
+    rows: list[int] = []
+    for cut, row, tensors in zip(large, work.rows, zip(*columns, strict=True), strict=True):
+        some = list(zip(*(t.detach().view(-1).split(PIECE) for t in tensors), strict=True)) if cut else [tensors]
+        pieces += some
+        rows += [row] * len(some)
+    params, grads, *slots = map(list, zip(*pieces, strict=True))
+    run_eager(replace(work, params=params, grads=grads, slots=slots, rows=rows))
+    return work.params, work.slots
+
+
+def _in_pieces(tensors: tuple[Tensor, ...]) -> bool:
+    p = tensors[0]
+    if p.numel() <= PIECE or p.device.type != "cpu":
+        return False
+    return all(type(t) in PLAIN and t.is_contiguous() and not t.is_neg() for t in tensors)
 
 
 def _cast(coefficients: tuple[Any, ...], p: Tensor) -> tuple[Any, ...]:
