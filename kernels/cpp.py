@@ -34,6 +34,9 @@ OPERATIONS = {
     "where": "{} ? {} : {}",
 }
 
+# A thread that sums reads in so many places at once: memory is faster then than with one read after the other.
+PARTS = 4
+
 HALF = """
 inline float number(_Float16 x) { return x; }
 template <> inline _Float16 stored<_Float16, double>(double x) { return static_cast<_Float16>(static_cast<float>(x)); }
@@ -182,28 +185,40 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     """
     compute, grad = TYPES[compute_dtype(dtypes[0])], TYPES[dtypes[1]]
     blocks = []
-    for k, (before, summand) in enumerate(measures):
+    for before, summand in measures:
         first, then = Statements(_language(compute)), Statements(_language("double"), "x")
         x, value = first.number(before), then.number(summand)
-        inner = [*first.scalars, *first.elements, f"const double x = {x};", *then.scalars, *then.elements]
-        blocks += ["{", *(f"  {line}" for line in inner), f"  sum{k} += {value};", "}"]
-    sums = [f"sum{k}" for k in range(len(measures))]
-    head = [
+        blocks.append(
+            ([*first.scalars, *first.elements, f"const double x = {x};", *then.scalars, *then.elements], value)
+        )
+
+    def adding(place: str, part: int) -> list[str]:
+        """What adds the measures of one element to the sums of a part."""
+        lines = [f"const {compute} g = number(g_[{place}]);"]
+        for k, (inner, value) in enumerate(blocks):
+            lines += ["{", *(f"  {line}" for line in inner), f"  sum{k}_{part} += {value};", "}"]
+        return ["{", *(f"  {line}" for line in lines), "}"]
+
+    sums = [[f"sum{k}_{part}" for part in range(PARTS)] for k in range(len(measures))]
+    names = [name for own in sums for name in own]
+    body = [
         f"const {grad} *const g_ = reinterpret_cast<const {grad} *>(row[1]);",
         *(f"const double c{k} = c[{k}];" for k in range(fields)),
-        *(f"double {name} = 0;" for name in sums),
+        *(f"double {name} = 0;" for name in names),
+        f"const int64_t part = (end - begin) / {PARTS};",
+        f"#pragma omp simd reduction(+ : {', '.join(names)})",
+        "for (int64_t i = begin; i < begin + part; ++i) {",
+        *(f"  {line}" for part in range(PARTS) for line in adding(f"i + {part} * part", part)),
+        "}",
+        f"for (int64_t i = begin + {PARTS} * part; i < end; ++i)",
+        *(f"  {line}" for line in adding("i", 0)),
+        *(f"sums[{k}] += {' + '.join(own)};" for k, own in enumerate(sums)),
     ]
     return "\n".join(
         [
             _head([compute, grad]),
             "inline void work(const int64_t *row, const double *c, int64_t begin, int64_t end, double *sums) {",
-            *(f"  {line}" for line in head),
-            f"#pragma omp simd reduction(+ : {', '.join(sums)})",
-            "  for (int64_t i = begin; i < end; ++i) {",
-            f"    const {compute} g = number(g_[i]);",
-            *(f"    {line}" for line in blocks),
-            "  }",
-            *(f"  sums[{k}] += {name};" for k, name in enumerate(sums)),
+            *(f"  {line}" for line in body),
             "}",
             _tail(width, fields, len(measures)),
         ]
