@@ -12,5 +12,5 @@ SUITES = {
     "gpu": "all that a GPU can tell within 8 minutes: the kernels' tests, then every suite that has something to time",
 }
 COMMANDS = {
-    "table": "put the newest results into the README, or see whether they are there",
+    "table": "put the newest results into the README and bench/results/README.md, or see whether they are there",
 }

@@ -1,7 +1,7 @@
-"""The README's figures: the newest results of each suite on each device, put between two marks in it.
+"""Figures to read: the newest results of each suite on each device, put between two marks of two pages.
 
-Without --check the text between the marks is replaced; with it the README is left as it is, and the exit status is 1
-where it says something else than the results.
+The README has the suites that matter most, the page in the folder of the results has all. With --check both are left
+as they are, and the exit status is 1 where one says something else than the results.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench import report, summary
 from bench.suites import SUITES
 
 ROOT = Path(__file__).parents[1]
+FIRST = ("adamw", "pipeline")  # of the README
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 
 Result = dict[str, Any]
@@ -25,27 +27,35 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add = parser.add_argument
     add("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="with the marks (README.md)")
-    add("--results", type=Path, default=report.RESULTS, metavar="DIR", help="of the suites (bench/results)")
-    add("--check", action="store_true", help="change nothing, and show where the README differs")
+    add("--results", type=Path, default=report.RESULTS, metavar="DIR", help="with a README.md too (bench/results)")
+    add("--check", action="store_true", help="change nothing, and show where the pages differ")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Bring the README up to date, or see whether it is."""
-    text = args.readme.read_text()
-    if BEGIN not in text or END not in text:
-        print(f"{args.readme} has no {BEGIN} … {END}", file=sys.stderr)
-        return 2
-    wanted = replaced(text, render(args.results, args.readme.parent))
-    if wanted == text:
-        print(f"{args.readme} has the newest results")
-        return 0
-    if args.check:
-        lines = (part.splitlines(keepends=True) for part in (text, wanted))
-        sys.stdout.writelines(difflib.unified_diff(*lines, str(args.readme), "what the results say"))
-        return 1
-    args.readme.write_text(wanted)
-    print(f"{args.readme} is up to date")
-    return 0
+    """Bring the pages up to date, or see whether they are."""
+    texts = {page: page.read_text() for page in pages(args.readme, args.results)}
+    for page, text in texts.items():
+        if BEGIN not in text or END not in text:
+            print(f"{page} has no {BEGIN} … {END}", file=sys.stderr)
+            return 2
+    differ = False
+    for page, suites in pages(args.readme, args.results).items():
+        text, wanted = texts[page], replaced(texts[page], render(args.results, page.parent, suites))
+        if wanted == text:
+            print(f"{page} has the newest results")
+        elif args.check:
+            lines = (part.splitlines(keepends=True) for part in (text, wanted))
+            sys.stdout.writelines(difflib.unified_diff(*lines, str(page), "what the results say"))
+            differ = True
+        else:
+            page.write_text(wanted)
+            print(f"{page} is up to date")
+    return int(differ)
+
+
+def pages(readme: Path = ROOT / "README.md", results: Path = report.RESULTS) -> dict[Path, Collection[str]]:
+    """The pages, and the suites that each has."""
+    return {readme: FIRST, results / "README.md": SUITES}
 
 
 def replaced(text: str, rendered: str) -> str:
@@ -55,9 +65,10 @@ def replaced(text: str, rendered: str) -> str:
     return f"{head}{BEGIN}\n{rendered}\n{END}{tail}"
 
 
-def render(results: Path, beside: Path = ROOT) -> str:
-    """The newest results in a folder as Markdown; links are relative to another."""
-    parts = [_suite(result, name, beside, results) for name, result in sorted(newest(results), key=_order)]
+def render(results: Path, beside: Path = ROOT, suites: Collection[str] = tuple(SUITES)) -> str:
+    """The newest results of some suites in a folder as Markdown; links are relative to another."""
+    found = [(name, result) for name, result in newest(results) if result["suite"] in suites]
+    parts = [_suite(result, name, beside, results) for name, result in sorted(found, key=_order)]
     return "\n".join(["", *parts]) if parts else "\nNo results yet.\n"
 
 
@@ -107,10 +118,10 @@ def _order(entry: tuple[str, Result]) -> tuple[bool, str, int]:
 
 
 def _suite(result: Result, name: str, beside: Path, results: Path) -> str:
-    folder = Path(os.path.relpath(results.resolve(), beside.resolve())).as_posix()
-    links = [f"[JSON]({folder}/{name})"]
+    file = Path(os.path.relpath(results.resolve(), beside.resolve()), name)
+    links = [f"[JSON]({file.as_posix()})"]
     if (results / name).with_suffix(".png").exists():
-        links.append(f"[drawn]({folder}/{Path(name).with_suffix('.png').name})")
+        links.append(f"[drawn]({file.with_suffix('.png').as_posix()})")
     command = result.get("within", result["suite"])
     about = f"**{result['suite']}** (`python -m bench {command}`): {SUITES[result['suite']]}.\n"
     tables = [

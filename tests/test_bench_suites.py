@@ -266,15 +266,20 @@ def test_the_readme_has_the_newest_results_of_each_suite(tmp_path, capsys):
         {"name": "t", "status": "failed", "note": "why", "values": []},
     ]})  # fmt: skip
     write(results, "older schema", "adamw", date="2031-01-01T00:00:00", schema=1)
-    readme.write_text(f"before\n{table.BEGIN}\nanything\n{table.END}\nafter\n")
+    for page in (readme, results / "README.md"):
+        page.write_text(f"before\n{table.BEGIN}\nanything\n{table.END}\nafter\n")
     command = ["table", "--readme", str(readme), "--results", str(results)]
     assert __main__.main([*command, "--check"]) == 1
     assert "-anything" in capsys.readouterr().out
     assert "anything" in readme.read_text()
     assert __main__.main(command) == 0
-    text = readme.read_text()
-    assert text.startswith(f"before\n{table.BEGIN}\n")
-    assert text.endswith(f"{table.END}\nafter\n")
+    first, text = readme.read_text(), (results / "README.md").read_text()
+    for page in (first, text):
+        assert page.startswith(f"before\n{table.BEGIN}\n")
+        assert page.endswith(f"{table.END}\nafter\n")
+        assert "`python -m bench adamw`" in page
+    assert "2030-01-02; [JSON](bench/results/new.json)" in first
+    assert "scaling" not in first
     for line in (
         "|  | one | two |",
         "| t | 1.00 | 1.00 |",
@@ -284,8 +289,7 @@ def test_the_readme_has_the_newest_results_of_each_suite(tmp_path, capsys):
         "| t | failed: why |",
     ):
         assert line in text.splitlines()
-    assert "`python -m bench adamw`" in text
-    assert "2030-01-02; [JSON](bench/results/new.json)" in text
+    assert "2030-01-02; [JSON](new.json)" in text
     assert "old" not in text
     assert __main__.main([*command, "--check"]) == 0
 
@@ -294,6 +298,7 @@ def test_a_readme_without_marks_is_left_alone(tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text("nothing here")
     assert __main__.main(["table", "--readme", str(readme)]) == 2
+    assert readme.read_text() == "nothing here"
     assert table.BEGIN in capsys.readouterr().err
 
 
@@ -320,7 +325,7 @@ def test_rows_of_ours_name_what_they_are_compared_to():
     assert summary.groups(cases)[0].rows[1] == ["b", "", "2.00 × floor"]
 
 
-def test_the_readme_agrees_with_the_results():
-    text = (ROOT / "README.md").read_text()
-    if table.BEGIN in text:
-        assert table.replaced(text, table.render(report.RESULTS, ROOT)) == text
+@pytest.mark.parametrize(("page", "suites"), table.pages().items(), ids=["README", "results"])
+def test_the_pages_agree_with_the_results(page, suites):
+    text = page.read_text()
+    assert table.replaced(text, table.render(report.RESULTS, page.parent, suites)) == text
