@@ -123,6 +123,16 @@ class Equation:
     slots: int
     results: tuple[Any, ...]
 
+    @property
+    def read(self) -> list[str]:
+        """The tensors that are read, in a table's order."""
+        return ["p", "g", *(f"s{k}" for k in range(self.slots))]
+
+    @property
+    def written(self) -> list[int]:
+        """The places in `read` of those that the results belong to."""
+        return [0, *range(2, 2 + self.slots)]
+
 
 @functools.lru_cache(maxsize=1024)
 def written(update: Callable[..., Any], flags: tuple[bool, ...], present: tuple[bool, ...], fields: Any) -> Equation:

@@ -150,8 +150,7 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype], zero_grad: bool = 
     compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
     statements = Statements(_language(compute))
     results = [statements.number(result) for result in equation.results]
-    names = ["p", "g", *(f"s{k}" for k in range(equation.slots))]
-    written = [0, *range(2, len(names))]  # p and the slots, in the order of `names`
+    names, written = equation.read, equation.written
     scalars = [f"c{k} = tl.load(c + {k})  # {field}" for k, field in enumerate(equation.fields)]
     loads = [
         f"{name} = tl.load(pointer(row, {2 + k}, {t}, ALIGNED) + i, mask=mask).to({compute})"
