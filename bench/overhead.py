@@ -15,21 +15,17 @@ import argparse
 import contextlib
 import functools
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 import funcopt
-from bench import options, peers, process, suite, timing
+from bench import options, peers, process, pure, suite, timing
+from bench.pure import DECAY, EPS, LR, NUMBERS
 from bench.timing import Contender
-
-LR, BETA1, BETA2, EPS, DECAY = 1e-2, 0.9, 0.999, 1e-8, 1e-2
-NUMBERS = {"lr": LR, "betas": (BETA1, BETA2), "eps": EPS, "weight_decay": DECAY}
 
 CALLS = ((20, 8), (20, 64), (1000, 8), (1000, 64), (100_000, 8))  # leaves, elements of each
 PARAMETERS = (1000, 10_000, 100_000)
@@ -54,84 +50,6 @@ def run(args: argparse.Namespace) -> int:
 # ---- pure calls -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Leaves:
-    """Params and gradients, as a list of leaves each."""
-
-    params: list[Tensor]
-    grads: list[Tensor]
-
-
-def leaves(count: int, elements: int) -> Leaves:
-    """Leaves of one size."""
-    rows = torch.randn(2, count, elements, generator=torch.Generator().manual_seed(0))
-    return Leaves(*([row.clone() for row in part] for part in rows))
-
-
-Step = Callable[[], list[Tensor]]  # takes a step after the last one, and gives the new params
-
-
-def ours(leaves: Leaves, *, backend: str = "auto", donate: bool = False) -> Step:
-    """The pure call of funcopt."""
-    opt = funcopt.adamw(backend=backend)
-    hparams = opt.hparams(**NUMBERS)
-    params, state = leaves.params, opt.init(leaves.params, hparams)
-
-    def step() -> list[Tensor]:
-        nonlocal params, state
-        params, state = opt(params, leaves.grads, state, hparams, donate=donate)
-        return params
-
-    return step
-
-
-def by_hand(leaves: Leaves) -> Step:
-    """AdamW with tree_map."""
-    params, t = leaves.params, 0
-    first, second = (tree_map(torch.zeros_like, params) for _ in range(2))
-
-    def step() -> list[Tensor]:
-        nonlocal params, first, second, t
-        t += 1
-        size, root = LR / (1 - BETA1**t), (1 - BETA2**t) ** 0.5
-        first = tree_map(lambda m, g: m + (1 - BETA1) * (g - m), first, leaves.grads)
-        second = tree_map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, second, leaves.grads)
-        params = tree_map(
-            lambda p, m, v: (1 - LR * DECAY) * p - size * (m / (v.sqrt() / root + EPS)), params, first, second
-        )
-        return params
-
-    return step
-
-
-def torchopt_adamw(leaves: Leaves, *, inplace: bool) -> Step:
-    """TorchOpt's functional AdamW."""
-    import torchopt
-
-    opt = torchopt.adamw(lr=LR, betas=(BETA1, BETA2), eps=EPS, weight_decay=DECAY)
-    params, state = leaves.params, opt.init(leaves.params)
-
-    def step() -> list[Tensor]:
-        nonlocal params, state
-        # In place it would write its updates to the gradients: it gets copies.
-        grads = [g.clone() for g in leaves.grads] if inplace else leaves.grads
-        updates, state = opt.update(grads, state, params=params, inplace=inplace)
-        params = torchopt.apply_updates(params, updates, inplace=inplace)
-        return params
-
-    return step
-
-
-PURE: Mapping[str, Callable[[Leaves], Step]] = {
-    "tree-map": by_hand,
-    "torchopt": partial(torchopt_adamw, inplace=False),
-    "torchopt-inplace": partial(torchopt_adamw, inplace=True),
-    "funcopt": ours,
-    "funcopt-donated": partial(ours, donate=True),
-    "funcopt-eager": partial(ours, backend="eager"),
-}
-
-
 def calls(count: int, elements: int) -> suite.Contest:
     """A pure call on so many leaves."""
     return suite.Contest(
@@ -151,7 +69,7 @@ def calls(count: int, elements: int) -> suite.Contest:
 
 def call_contenders(count: int, elements: int) -> list[Contender]:
     """The contenders, on leaves of their own, but for the gradients."""
-    shared = leaves(count, elements)
+    shared = pure.leaves(count, elements)
     p, g = torch.stack(shared.params).double(), torch.stack(shared.grads).double()
     expected = p * (1 - LR * DECAY) - LR * g / (g.abs() + EPS)
 
@@ -159,7 +77,7 @@ def call_contenders(count: int, elements: int) -> list[Contender]:
         last: list[list[Tensor]] = [[]]
 
         def start() -> timing.Run:
-            step = PURE[name](Leaves([p.clone() for p in shared.params], shared.grads))
+            step = pure.STEPS[name](pure.Leaves([p.clone() for p in shared.params], shared.grads))
 
             def run() -> None:
                 last[0] = step()
@@ -173,7 +91,7 @@ def call_contenders(count: int, elements: int) -> list[Contender]:
         reason = peers.missing("torchopt") if name.startswith("torchopt") else None
         return Contender(name, start, check, reason)
 
-    return [contender(name) for name in PURE]
+    return [contender(name) for name in pure.STEPS]
 
 
 def memory(elements: int) -> suite.Figures:
@@ -188,7 +106,7 @@ def memory(elements: int) -> suite.Figures:
         about="what one pure call of AdamW allocates at once at most, × its params",
         group="what one pure call of AdamW allocates at once at most, × its params, by leaves × elements",
         head=tuple(f"{n} × {size:,}" for n, size in splits.items()),
-        rows={name: partial(measured, name) for name in PURE},
+        rows={name: partial(measured, name) for name in pure.STEPS},
     )
 
 
@@ -215,7 +133,7 @@ def class_calls(count: int) -> suite.Contest:
 
 def class_contenders(count: int) -> list[Contender]:
     """Each call of each class; all but making one on an optimizer that has made a step."""
-    made = leaves(count, 8)
+    made = pure.leaves(count, 8)
 
     @functools.cache
     def params() -> list[Tensor]:

@@ -167,10 +167,10 @@ def allocated(kind: str, tensors: int, elements: int) -> float:
 
     from torch.profiler import ProfilerActivity, profile
 
-    from bench import overhead
+    from bench import pure
 
-    leaves = overhead.leaves(tensors, elements)
-    step = overhead.PURE[kind](leaves)
+    leaves = pure.leaves(tensors, elements)
+    step = pure.STEPS[kind](leaves)
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         step()
