@@ -124,9 +124,10 @@ class Adapter(torch.optim.Optimizer):
         return {name: scalar(name, group[name] if name in group else self._of_scaler(name)) for name in rule.hparams}
 
     def _of_scaler(self, name: str) -> Any:
-        """What GradScaler's part of a rule takes: no group has it."""
+        """What GradScaler's part of a rule takes, which no group has; KeyError for a number that one should have."""
+        without = {"scaler_grad_scale": 1.0, "scaler_found_inf": 0.0}[name]
         given = getattr(self, name.removeprefix("scaler_"), None)
-        return given if given is not None else 1.0 if name == "scaler_grad_scale" else 0.0
+        return without if given is None else given
 
     def _slots(self, group: Mapping[str, Any]) -> list[str]:
         """The slots that a group's numbers and flags need."""
@@ -208,13 +209,19 @@ class Adapter(torch.optim.Optimizer):
         """Load the state, and the groups' numbers and flags; the state_dict given stays the caller's own.
 
         Args:
-            state_dict: from `state_dict()` of this class, or of torch.optim's class of the same name.
+            state_dict: from `state_dict()` of this class, of torch.optim's class of the same name, or of one that lacks
+                numbers and slots of this one, as of an optimizer without its transforms: a number that is not there
+                stays what it is.
         """
         if isinstance(state_dict, dict) and isinstance(groups := state_dict.get("param_groups"), list):
             # torch.optim looks for each state tensor's parameter in lists; in these it finds it at once.
             quick = [
                 {**g, "params": _Quick(g["params"])} if isinstance(g, dict) and "params" in g else g for g in groups
             ]
+            for saved, own in zip(quick, self.param_groups, strict=False):
+                if isinstance(saved, dict):
+                    for number in self._rule(own).hparams:
+                        saved.setdefault(number, own[number])
             state_dict = {**state_dict, "param_groups": quick}
         super().load_state_dict(state_dict)
         for state in self.state.values():
@@ -304,7 +311,12 @@ def from_pure(opt: PureOptimizer, name: str | None = None) -> type[Adapter]:
         opt: what a rule's factory returns.
         name: of the class; the rule's in CamelCase if left out. To pickle an instance, keep the class in a module of
             yours under this name.
+
+    Raises:
+        TypeError: not a pure optimizer.
     """
+    if not isinstance(opt, PureOptimizer):
+        raise TypeError(f"from_pure takes a pure optimizer, such as funcopt.adamw() returns; got {opt!r}")
     rule = opt.rule
     numbers = {
         n: part.default if isinstance(part, hyper.Number) else tuple(p.default for p in part)
@@ -322,6 +334,9 @@ def from_pure(opt: PureOptimizer, name: str | None = None) -> type[Adapter]:
     )
 
     def __init__(self: Adapter, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        for unknown in kwargs.keys() - signature.parameters.keys():
+            allowed = [n for n in signature.parameters if n != "self"]
+            raise TypeError(f"{type(self).__name__} has no argument {unknown!r}; {hyper.suggest(unknown, allowed)}")
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)

@@ -403,7 +403,7 @@ def _run_compiled_or_eager(work: Work) -> Result:
         return _run_compiled(work)
     except CompilationError as error:
         _say_once(str(error))
-        return run_eager(work)
+        return _run_in_pieces(work)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping
 from operator import is_
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Stepper:
             return None
         opt = self.optimizer._pure(group)
         hparams = self.optimizer._numbers(opt.rule, group)
-        floats = {name: _as_float(value) for name, value in hparams.items()}
+        floats = {name: _as_float(name, value) for name, value in hparams.items()}
         if None in floats.values():
             return None
         names = opt.rule.slots_for(hparams, opt.flags)
@@ -253,14 +253,18 @@ class Stepper:
         return storages
 
 
-def _as_float(number: Any) -> Any:
+def _as_float(name: str, number: Any) -> Any:
     """A number, or a tuple of numbers, as floats; None where one cannot be read now."""
     if type(number) is float:
         return number
     if isinstance(number, tuple):
-        parts = tuple(map(_as_float, number))
+        parts = tuple([_as_float(name, part) for part in number])
         return None if None in parts else parts
-    return None if isinstance(number, Tensor) and not observed.readable(number) else float(number)
+    if isinstance(number, Tensor):
+        return float(number) if observed.readable(number) else None
+    if not isinstance(number, SupportsFloat):
+        raise TypeError(f"{name} in the param_groups must be a number; got {number!r}")
+    return float(number)
 
 
 def _names(group: Mapping[str, Any]) -> list[str]:

@@ -171,7 +171,7 @@ def _built(text: str) -> Path:
                 os.replace(made, library)  # another process may have made it meanwhile: the same
                 return library
             said = said or done.stderr
-    lines = said.strip().splitlines() or ["it says nothing"]
+    lines = said.strip().splitlines() or [f"it says nothing, and its exit status is {done.returncode}"]
     raise CompilationError(f"{cxx} cannot compile the kernel: {lines[0]}")
 
 

@@ -98,4 +98,12 @@ def test_pieces_are_what_is_run(monkeypatch):
     assert shapes(lambda p, g: step(p.clone().requires_grad_(), g)) == {(150,)}
     assert shapes(lambda p, g: torch.func.vmap(step)(p[None], g[None])[0]) == {(150,)}
     assert shapes(lambda p, g: torch.func.jvp(step, (p, g), (p, g))[0]) == {(150,)}
+
+    def fails(work):
+        raise backends.CompilationError("no kernel")
+
+    monkeypatch.setattr(backends, "_run_compiled", fails)
+    opt = steps()
+    with pytest.warns(RuntimeWarning, match="without compiled code: no kernel"):
+        assert shapes(step) == {(64,), (22,)}
     assert ops.where(torch.tensor(True), 1.0, 2.0).dtype == torch.float64

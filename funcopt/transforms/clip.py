@@ -34,6 +34,8 @@ layer = Layer(
 def clip_by_global_norm(opt: PureOptimizer, max_norm: float = 1.0, *, prefix: str = "") -> PureOptimizer:
     """The optimizer on gradients that are scaled down, all by one factor, where their 2-norm exceeds a bound.
 
+    A class takes the norm over all of its groups; a group that has a max_norm of its own has a factor of its own.
+
     Args:
         opt: a pure optimizer.
         max_norm: the bound ≥ 0, as `torch.nn.utils.clip_grad_norm_` has it; `opt.hparams(max_norm=…)` overrules it.

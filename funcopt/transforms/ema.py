@@ -34,6 +34,10 @@ layer = Layer(
 def ema(opt: PureOptimizer, decay: float = 0.999, *, prefix: str = "") -> PureOptimizer:
     """The optimizer with an exponential moving average of the weights in its state, `state["ema"]`.
 
+    The average begins with the weights before the first step, and that of a parameter without a gradient stays as it
+    is, like the rest of its state. `torch.func.functional_call(model, state["ema"], inputs)` evaluates with it, where
+    params are a dict by name; a class's is in `optimizer.to_pure()[2]["ema"]`.
+
     Args:
         opt: a pure optimizer.
         decay: the part of the average that a step keeps, in [0, 1]; `opt.hparams(ema_decay=…)` overrules it.

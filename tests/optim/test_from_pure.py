@@ -387,3 +387,53 @@ def test_torchs_own_rules_through_from_pure():
 def test_an_adapter_of_no_rule():
     with pytest.raises(TypeError, match=r"no rule of its own; make a class with funcopt\.optim\.from_pure"):
         Adapter(leaves(torch.float32))
+
+
+@pytest.mark.parametrize("saver", [torch.optim.AdamW, funcopt.optim.AdamW])
+def test_a_state_dict_of_the_optimizer_without_its_transforms(saver):
+    """Numbers that the saved groups lack stay what they are; the rest is loaded."""
+    opt = funcopt.ema(funcopt.clip_by_global_norm(funcopt.adamw(), max_norm=1e6), decay=0.75)
+    values = [torch.randn(3, dtype=torch.float64) for _ in range(2)]
+    grads = [[torch.randn(3, dtype=torch.float64) for _ in range(2)] for _ in range(6)]
+    params = [v.clone().requires_grad_() for v in values]
+    theirs = saver([{"params": [p]} for p in params], lr=0.5)
+    follow(theirs, params, grads[:3])
+    middle = [p.detach().clone() for p in params]
+    copies = [p.clone().requires_grad_() for p in middle]
+    ours = funcopt.optim.from_pure(opt, "Ours")(
+        [{"params": [copies[0]], "max_norm": 1e7}, {"params": [copies[1]]}], lr=0.1
+    )
+    ours.load_state_dict(theirs.state_dict())
+    assert [(g["max_norm"], g["ema_decay"], g["lr"]) for g in ours.param_groups] == [(1e7, 0.75, 0.5), (1e6, 0.75, 0.5)]
+    follow(ours, copies, grads[3:4])
+    for p, before in zip(copies, middle, strict=True):
+        torch.testing.assert_close(ours.state[p]["ema"], 0.75 * before + 0.25 * p.detach(), rtol=1e-12, atol=0)
+    follow(ours, copies, grads[4:])
+    follow(theirs, params, grads[3:])
+    torch.testing.assert_close(copies, params, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", [funcopt.adamw, funcopt.optim.AdamW, "adamw"], ids=["rule", "class", "name"])
+def test_what_is_no_pure_optimizer(given):
+    with pytest.raises(TypeError, match=r"takes a pure optimizer, such as funcopt\.adamw\(\) returns; got "):
+        funcopt.optim.from_pure(given)
+
+
+def test_an_argument_that_there_is_not():
+    with pytest.raises(TypeError, match=r"^Lion has no argument 'weight_deacy'; did you mean 'weight_decay'\?"):
+        Lion(leaves(torch.float32), weight_deacy=0.1)
+
+
+def test_a_number_of_a_group_that_is_none_or_gone():
+    params = leaves(torch.float32)
+    optimizer = Lion(params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in params]
+    optimizer.param_groups[0]["weight_decay"] = None
+    with pytest.raises(TypeError, match="weight_decay in the param_groups must be a number; got None"):
+        optimizer.step()
+    del optimizer.param_groups[0]["lr"]
+    with pytest.raises(KeyError, match="lr"):
+        optimizer.step()
+    torch.testing.assert_close(params, before, rtol=0, atol=0)
