@@ -31,6 +31,7 @@ __all__ = [
     "BACKENDS",
     "CompilationError",
     "Work",
+    "added",
     "check",
     "check_name",
     "compiler",
@@ -71,7 +72,7 @@ class Work:
     donate: bool
 
     def of(self, members: list[int]) -> "Work":
-        """The part of the work that concerns these leaves."""
+        """The part of the work that concerns these leaves, with only their sets of coefficients, and rows of those."""
         if len(members) == len(self.params):
             return self
 
@@ -221,12 +222,17 @@ def measure(
 ) -> dict[str, Any]:
     """The measures of the gradients, summed over all leaves: floats, or 0-d tensors in float64."""
     parts = {"eager": list(range(len(work.params)))} if traced else _chosen(work, backend, differentiated)
-    totals: dict[str, Any] = {}
-    for name, members in parts.items():
+    totals: dict[str, Any] = dict.fromkeys(measures, 0.0)
+    for name, members in parts.items() if work.params else ():
         for measured, value in _measured(work.of(members), measures, "eager" if differentiated else name).items():
-            total = totals.get(measured, 0.0)
-            totals[measured] = total + (value.to(total.device) if isinstance(total, Tensor) else value)
+            totals[measured] = added(totals[measured], value)
     return totals
+
+
+def added(total: Any, value: Any) -> Any:
+    """Two measures together, where the first is."""
+    both = isinstance(total, Tensor) and isinstance(value, Tensor)
+    return total + (value.to(total.device) if both else value)
 
 
 def _measured(work: Work, measures: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -336,10 +342,12 @@ def run_eager(work: Work) -> Result:
     results = []
     for leaf, p in enumerate(work.params):
         new_p, new_slots = work.updated(leaf)
+        old = [p, *(slot[leaf] for slot in work.slots)]
+        # What the equation hands through is not the result yet: it may be written before it is read, or by its owner.
+        new = [t.clone() if any(t is given for given in (*old, work.grads[leaf])) else t for t in (new_p, *new_slots)]
         if work.donate:
-            new_p = p.copy_(new_p)
-            new_slots = [slot[leaf].copy_(new) for slot, new in zip(work.slots, new_slots, strict=True)]
-        results.append((new_p, new_slots))
+            new = [t.copy_(value) for t, value in zip(old, new, strict=True)]
+        results.append((new[0], new[1:]))
     return [p for p, _ in results], [[slots[k] for _, slots in results] for k in range(len(work.slots))]
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import operator
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from funcopt import backends, expression, hyper, observed, tree
+from funcopt import backends, expression, hyper, memory, observed, tree
 from funcopt.declaration import Rule, Slot
 from funcopt.step import Leaves, step
 
@@ -387,14 +386,4 @@ def _distinct(leaves: Leaves) -> bool:
     tensors = [*written, *read.values()]
     if observed.wrapped(*tensors):
         return len({id(t) for t in written}) == len(written)
-    starts = [t.data_ptr() for t in tensors]
-    ends = [start + _extent(t) for start, t in zip(starts, tensors, strict=True)]
-    # None overlaps another where each ends, the first to end first, before the next begins.
-    return all(map(operator.le, sorted(ends), sorted(starts)[1:]))
-
-
-def _extent(t: Tensor) -> int:
-    """The bytes from a tensor's first element to behind its last."""
-    if t.is_contiguous():
-        return t.nbytes
-    return t.element_size() * (1 + sum((n - 1) * abs(stride) for n, stride in zip(t.shape, t.stride(), strict=True)))
+    return memory.apart(tensors)

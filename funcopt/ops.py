@@ -19,7 +19,7 @@ from torch import Tensor
 from funcopt.expression import Expression
 from funcopt.observed import wrapped
 
-__all__ = ["abs", "expm1", "log", "maximum", "minimum", "one_minus_power", "sign", "sqrt", "where"]
+__all__ = ["abs", "expm1", "log", "maximum", "minimum", "one_minus_power", "reciprocal", "sign", "sqrt", "where"]
 
 Scalar = float | Tensor
 Number = Any  # the same, or an Expression
@@ -122,6 +122,13 @@ def log(x: Scalar) -> Scalar:
     if isinstance(x, Tensor):
         return torch.log(x)
     return math.log(x) if x > 0 else -math.inf
+
+
+def reciprocal(x: Scalar) -> Scalar:
+    """1 / x for x ≥ 0, with 1 / 0 = inf, for a float too."""
+    if isinstance(x, Tensor):
+        return 1 / x
+    return 1 / x if x != 0 else math.inf
 
 
 def expm1(x: Scalar) -> Scalar:

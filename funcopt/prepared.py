@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcopt import backends
+from funcopt import backends, memory
 from funcopt.backends import Work
 from funcopt.core import PureOptimizer
 from funcopt.flat import Flat
@@ -17,6 +17,7 @@ from funcopt.step import coefficients
 __all__ = ["Prepared", "in_place", "let_go"]
 
 States = Mapping[Tensor, Mapping[str, Any]]
+Grads = list[Tensor | None]
 
 
 class Prepared:
@@ -78,7 +79,7 @@ class Prepared:
             for t, p in zip(column, params, strict=True)
         )
         kernels = None if twice or not alike else backends.kernels(work, self.opt.backend, tables)
-        if kernels is None:
+        if kernels is None or not memory.apart([*params, *(t for column in slots for t in column)]):
             return None
         from funcopt.kernels.plan import Plan
 
@@ -88,10 +89,11 @@ class Prepared:
             return None
         return plan if plan.in_place else None
 
-    def serves(self, opt: PureOptimizer, names: Sequence[str], params: Sequence[Tensor]) -> bool:
-        """Whether it may take the step of this group, as it is now: its flags, its slots, its tensors.
+    def serves(self, opt: PureOptimizer, names: Sequence[str], params: Sequence[Tensor]) -> Grads | None:
+        """The gradients, if it may take the step of this group as it is now: its flags, its slots, its tensors.
 
-        The states must be the dicts that they were.
+        The states must be the dicts that they were. The kernel has the gradients' addresses, and nothing holds on to
+        them but the list.
         """
         if (
             self._plan is None
@@ -99,15 +101,15 @@ class Prepared:
             or names != self.names
             or len(params) != len(self.params)
         ):
-            return False
+            return None
         if not all(map(is_, params, self.params)) or any(p.grad is not None for p in self._others):
-            return False
+            return None
         try:
             columns = self._columns()
         except KeyError:
-            return False
-        tensors = [*self._members, *itertools.chain.from_iterable(columns)]
-        return bool(self._plan.ready(tensors, [p.grad for p in self._members]))
+            return None
+        grads = [p.grad for p in self._members]
+        return grads if self._plan.ready([*self._members, *itertools.chain.from_iterable(columns)], grads) else None
 
     def measure(self, level: int, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:
         """What the rule measures of the gradients at a level, after those before."""
@@ -119,15 +121,24 @@ class Prepared:
         """Whether a step can set the gradients to 0."""
         return bool(self._plan.zeroes)
 
-    def step(self, hparams: Mapping[str, Any], sums: Mapping[str, Any], *, zero_grad: bool) -> bool:
-        """Take the step that it serves for; False where it is to be skipped.
+    def sets(self, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> list[Any]:
+        """The sets of coefficients of the step that it serves for.
 
         Args:
             hparams: all of them floats.
             sums: what the rule measures of all gradients.
+        """
+        sets: list[Any] = self._plan.sets(lambda t: coefficients(self.opt.rule, t, hparams, sums))
+        return sets
+
+    def step(self, sets: list[Any], *, zero_grad: bool) -> bool:
+        """Take the step that it serves for; False where it is to be skipped.
+
+        Args:
+            sets: of coefficients.
             zero_grad: set the gradients to 0, but where the step is skipped.
         """
-        return bool(self._plan.step(lambda t: coefficients(self.opt.rule, t, hparams, sums), zero_grad=zero_grad))
+        return bool(self._plan.step(sets, zero_grad=zero_grad))
 
 
 def in_place(opt: PureOptimizer, names: Sequence[str], params: list[Tensor], slots: list[list[Tensor]]) -> Work:

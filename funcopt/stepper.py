@@ -1,20 +1,32 @@
-"""How an adapter takes a step: what is prepared is used again, the rest is done from scratch; nothing is half done."""
+"""How an adapter takes a step: what is prepared is used again, the rest is done from scratch.
+
+What can be known to fail fails before anything is changed: tensors that do not fit, kernels that cannot be made,
+numbers that are none.
+"""
 
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from operator import is_
 from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from funcopt import backends, hyper, observed
+from funcopt import backends, hyper, memory, observed
 from funcopt.flat import Flat, check, flats
 from funcopt.prepared import Prepared, in_place, let_go
 from funcopt.step import Leaves, measured, step
 
 __all__ = ["Stepper"]
 
-Turn = tuple[Prepared, dict[str, Any]]  # a group's step, prepared, and its numbers
+
+@dataclass(frozen=True)
+class Turn:
+    """A group's step, prepared: its numbers, and the gradients, which must live until it is taken."""
+
+    kept: Prepared
+    hparams: dict[str, Any]
+    grads: list[Tensor | None]
 
 
 class Stepper:
@@ -25,11 +37,12 @@ class Stepper:
         self.tables: dict[int, dict[Hashable, Any]] = {}  # by group, what a launch uses again
         self._kept: dict[int, Prepared] = {}
         self._known: list[Any] = []  # the states that these know
+        self._places: list[int] = []  # the addresses of gradients, of the sizes that these know, that lie apart
         self.flat: dict[int, list[Flat]] | None = None
 
     def forget(self) -> None:
         """Prepare everything anew."""
-        self.tables, self._kept, self._known = {}, {}, []
+        self.tables, self._kept, self._known, self._places = {}, {}, [], []
 
     def step(self, *, zero_grad: bool) -> None:
         """See `Adapter.step`."""
@@ -42,16 +55,16 @@ class Stepper:
         turns = [self._turn(index, group) for index, group in enumerate(groups)]
         for group, turn in zip(groups, turns, strict=True):
             if turn is None:
+                self._places = []
                 self._check(group)
         sums = self._measured(turns)
         grads = [[p.grad for p in group["params"] if p.grad is not None] for group in groups] if zero_grad else []
-        places = [g.data_ptr() for column in grads for g in column if g.layout == torch.strided and g.numel()]
-        in_pass = zero_grad and len(set(places)) == len(places)  # no gradient is another's too, still to be read
+        in_pass = zero_grad and self._apart([g for column in grads for g in column])
+        sets = [[] if turn is None else turn.kept.sets(turn.hparams, sums) for turn in turns]
         for index, (group, turn) in enumerate(zip(groups, turns, strict=True)):
             if turn is not None:
-                kept, numbers = turn
-                fused = in_pass and kept.zeroes
-                if kept.step(numbers, sums, zero_grad=fused) and fused:
+                fused = in_pass and turn.kept.zeroes
+                if turn.kept.step(sets[index], zero_grad=fused) and fused:
                     torch.autograd.graph.increment_version(grads[index])
                     let_go(grads[index])
                     grads[index] = []
@@ -64,6 +77,14 @@ class Stepper:
                 for g in (g for column in grads for g in column):
                     let_go([g])
                     g.zero_()
+
+    def _apart(self, grads: list[Tensor]) -> bool:
+        """Whether no gradient is in part another's too, which is still to be read."""
+        dense = [g for g in grads if type(g) in backends.PLAIN and g.layout == torch.strided]
+        places = list(map(Tensor.data_ptr, dense))
+        if places != self._places:
+            self._places = places if memory.apart(dense) else []
+        return places == self._places
 
     def _let_go_of_groups(self, count: int) -> None:
         """Forget what belongs to groups that are there no more."""
@@ -82,7 +103,9 @@ class Stepper:
             return None
         names = opt.rule.slots_for(hparams, opt.flags)
         kept = self._kept.get(index)
-        if kept is None or not kept.serves(opt, names, group["params"]):
+        grads = None if kept is None else kept.serves(opt, names, group["params"])
+        if kept is None or grads is None:
+            self._places = []
             tables, storages = self.tables.setdefault(index, {}), self._storages(index, group)
             for storage in storages:
                 storage.gather(self.optimizer.state)
@@ -96,24 +119,22 @@ class Stepper:
                 flats=storages,
             )
             self._kept[index] = kept
-            if not kept.serves(opt, names, group["params"]):
-                return None
-        return kept, floats
+            grads = kept.serves(opt, names, group["params"])
+        return None if grads is None else Turn(kept, floats, grads)
 
     def _measured(self, turns: list[Turn | None]) -> dict[str, Any]:
         """What the groups' rules measure of all gradients together."""
         sums: dict[str, Any] = {}
         groups = self.optimizer.param_groups
         rules = [
-            turn[0].opt.rule if turn else self.optimizer._pure(g).rule for g, turn in zip(groups, turns, strict=True)
+            turn.kept.opt.rule if turn else self.optimizer._pure(g).rule for g, turn in zip(groups, turns, strict=True)
         ]
         for level in range(max((len(rule.measures) for rule in rules), default=0)):
             found: dict[str, Any] = {}
             for group, rule, turn in zip(groups, rules, turns, strict=True):
                 if level < len(rule.measures):
                     for name, value in self._measured_of(group, turn, level, sums).items():
-                        total = found.get(name, 0.0)
-                        found[name] = total + (value.to(total.device) if isinstance(total, Tensor) else value)
+                        found[name] = backends.added(found.get(name, 0.0), value)
             sums |= found
         return sums
 
@@ -121,14 +142,14 @@ class Stepper:
         self, group: Mapping[str, Any], turn: Turn | None, level: int, sums: dict[str, Any]
     ) -> dict[str, Any]:
         if turn is not None:
-            return turn[0].measure(level, turn[1], sums)
+            return turn.kept.measure(level, turn.hparams, sums)
         params = [p for p in group["params"] if p.grad is not None]
         opt = self.optimizer._pure(group)
         leaves = Leaves(
             params=params,
             grads=[p.grad for p in params],
             slots={},
-            steps=[torch.zeros(())] * len(params),  # no measure knows the time
+            steps=[torch.zeros((), device="cpu")] * len(params),  # no measure knows the time
             columns=hyper.columns(opt.rule.hparams, self.optimizer._numbers(opt.rule, group)),
         )
         with torch.set_grad_enabled(bool(group.get("differentiable"))):
@@ -169,7 +190,7 @@ class Stepper:
         else:
             torch._foreach_add_(counts, 1)
         for i, p in enumerate(params):
-            if not in_place:
+            if new.params[i] is not p:  # differentiable, or somebody is looking on
                 p.copy_(new.params[i])
             kept = {"step": counts[i]} if self.optimizer._counts else {}
             kept |= {name: values[i] for name, values in new.slots.items()}
@@ -281,7 +302,14 @@ def _fits(t: Any, p: Tensor) -> bool:
 
 
 def _rounds(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The params once each; those that a group has again, in a next round: torch.optim steps them again."""
+    """The params once each; those that a group has again, in a next round: torch.optim steps them again.
+
+    One at a time where some share memory, for a kernel would step them at once.
+    """
+    plain = [p for p in dict.fromkeys(params) if type(p) in backends.PLAIN and p.layout == torch.strided]
+    if not observed.traced() and not observed.transformed() and not memory.apart(plain):
+        yield from ([p] for p in params)
+        return
     while params:
         seen: set[int] = set()
         once: list[Tensor] = []

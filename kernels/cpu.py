@@ -67,9 +67,17 @@ def bound_measure(
 
     def run(coefficients: list[tuple[Any, ...]]) -> dict[str, float]:
         sums, count = call(coefficients, len(measures)), len(measures)
-        return {name: math.fsum(sums[k::count]) for k, name in enumerate(measures)}
+        return {name: _sum(sums[k::count]) for k, name in enumerate(measures)}
 
     return run
+
+
+def _sum(parts: "array[float]") -> float:
+    """The sum of the threads' sums, rounded once; inf where it is too large."""
+    try:
+        return math.fsum(parts)
+    except OverflowError:
+        return sum(parts)
 
 
 Entry = Callable[[int, int, int, int, int], None]

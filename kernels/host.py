@@ -195,7 +195,8 @@ class _Interface(ctypes.Structure):
 @functools.cache
 def _looking() -> tuple[Callable[..., int], int] | None:
     """The compiled call and the address of its interface; None where there is no compiler, or no such interface."""
-    tensors = (torch.empty(2), torch.empty(0), torch.empty(2, 2)[1:], torch.nn.Parameter(torch.empty(1)))
+    of = torch.empty(2, 2, device="cpu")
+    tensors = (of, of[1:], torch.empty(0, device="cpu"), torch.nn.Parameter(of))
     places = set.intersection(*map(_places, tensors))
     if sys.implementation.name != "cpython" or len(places) != 1:
         return None

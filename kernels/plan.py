@@ -69,7 +69,7 @@ class Plan:
 
         Args:
             tensors: the params, the slots and the counts, as in `self.tensors`.
-            grads: None for parameters that are to be left alone.
+            grads: None for parameters that are to be left alone; the caller holds on to them until the step is taken.
         """
         return self.seen.same(tensors, self.tensors) and self._take(grads)
 
@@ -96,7 +96,7 @@ class Plan:
             self.active = active
         return True
 
-    def _sets(self, coefficients: Coefficients) -> list[Any]:
+    def sets(self, coefficients: Coefficients) -> list[Any]:
         """The distinct sets of coefficients; the tables then have the row of each leaf."""
         past = self.counts.read() if self.counts is not None else [1.0]
         places = {count: place for place, count in enumerate(dict.fromkeys(past))}
@@ -109,7 +109,7 @@ class Plan:
 
     def measure(self, level: int, coefficients: Coefficients) -> dict[str, Any]:
         """The measures of a level, of the gradients that `ready` has been asked for."""
-        sets, totals = self._sets(coefficients), {}
+        sets, totals = self.sets(coefficients), {}
         for measure in self.measures[level]:
             for name, value in measure(sets).items():
                 totals[name] = totals.get(name, 0.0) + value
@@ -125,14 +125,13 @@ class Plan:
                 return False
         return True
 
-    def step(self, coefficients: Coefficients, *, zero_grad: bool = False) -> bool:
+    def step(self, sets: list[Any], *, zero_grad: bool = False) -> bool:
         """Take the step that `ready` has been asked for; False where it is to be skipped.
 
         Args:
-            coefficients: from the step number t = 1, 2, … to the scalars of the equation.
+            sets: of coefficients, from `self.sets`.
             zero_grad: write zeros to the gradients.
         """
-        sets = self._sets(coefficients)
         if backends.skipped(sets):
             return False
         for kernel in self.kernels[zero_grad]:

@@ -64,20 +64,23 @@ def run(work: Work, bound: Callable[[Work, Table], Kernel]) -> Result:
 
 
 def tables(work: Work) -> list[Table]:
-    """The leaves of the work, by device and combination of dtypes."""
+    """The leaves of the work, by device and combination of dtypes; their rows are those of the work's coefficients."""
     columns = [work.params, work.grads, *work.slots]
     kinds: dict[Any, list[int]] = {}
     described = zip([p.device for p in work.params], *[[t.dtype for t in column] for column in columns], strict=True)
     for leaf, kind in enumerate(described):
         kinds.setdefault(kind, []).append(leaf)
-    return [_table(work.of(members), members, *kind) for kind, members in kinds.items()]
+    return [
+        _table(work.of(members), [work.rows[leaf] for leaf in members], members, *kind)
+        for kind, members in kinds.items()
+    ]
 
 
-def _table(work: Work, members: list[int], device: torch.device, *dtypes: torch.dtype) -> Table:
+def _table(work: Work, own: list[int], members: list[int], device: torch.device, *dtypes: torch.dtype) -> Table:
     columns = _walkable([work.params, work.grads, *work.slots])
     inputs = [columns[0], *columns[2:]]
     outputs = inputs if work.donate else [[torch.empty_like(t) for t in column] for column in inputs]
-    numbers = [[p.numel() for p in work.params], work.rows]
+    numbers = [[p.numel() for p in work.params], own]
     numbers += [[t.data_ptr() for t in column] for column in (*columns, *outputs)]
     rows = array("q", bytes(8 * len(numbers) * len(members)))
     for place, column in enumerate(numbers):

@@ -107,3 +107,41 @@ def test_pieces_are_what_is_run(monkeypatch):
     with pytest.warns(RuntimeWarning, match="without compiled code: no kernel"):
         assert shapes(step) == {(64,), (22,)}
     assert ops.where(torch.tensor(True), 1.0, 2.0).dtype == torch.float64
+
+
+# ---- what an equation hands through ---------------------------------------------------------------------------------
+
+HANDED = {
+    "p as a slot": lambda p, g, a, b, c: (p - c.lr * g, (p, b)),
+    "slots exchanged": lambda p, g, a, b, c: (p - c.lr * a, (b, a)),
+    "g as a slot": lambda p, g, a, b, c: (p - c.lr * a, (g, a)),
+    "p left alone": lambda p, g, a, b, c: (p, (a + g, b)),
+    "p for a slot, a slot for p": lambda p, g, a, b, c: (a + g, (p, a)),
+}
+
+
+@pytest.mark.parametrize("update", HANDED.values(), ids=HANDED.keys())
+@pytest.mark.parametrize("elements", [3, 3 * PIECE + 5])
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_what_an_equation_hands_through(update, elements, donate, backend, monkeypatch):
+    """It is what it was before the step, and the caller's own tensors stay the caller's."""
+    monkeypatch.setattr(backends, "PIECE", PIECE)
+    rule = funcopt.rule(
+        "handing",
+        hparams={"lr": funcopt.nonnegative(0.5, "learning rate")},
+        slots=("a", "b"),
+        coefficients=lambda t, lr: {"lr": lr},
+        update=update,
+    )
+    opt = rule(backend=backend)
+    p, a, b = (torch.randn(elements, dtype=torch.float64) for _ in range(3))
+    wanted, got = (p, a, b), (p.clone(), {"step": torch.zeros(()), "a": a.clone(), "b": b.clone()})
+    numbers = type("Numbers", (), {"lr": 0.5})
+    for _ in range(3):
+        g = torch.randn(elements, dtype=torch.float64)
+        new, slots = update(wanted[0], g.clone(), *wanted[1:], numbers)
+        wanted = (new, *slots)
+        got = opt(*(got[0], g, got[1]), opt.hparams(), donate=donate)
+        g.zero_()
+    torch.testing.assert_close((got[0], got[1]["a"], got[1]["b"]), wanted, rtol=0, atol=0)

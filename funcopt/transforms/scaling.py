@@ -2,6 +2,7 @@
 
 from funcopt.core import PureOptimizer
 from funcopt.hyper import Number
+from funcopt.ops import reciprocal
 from funcopt.transforms.layer import Layer, layered
 
 __all__ = ["scaled", "unscale"]
@@ -9,7 +10,7 @@ __all__ = ["scaled", "unscale"]
 layer = Layer(
     "unscale",
     hparams={"grad_scale": Number(1.0, "grad_scale", low=0.0)},
-    coefficients=lambda grad_scale: {"inverse": 1 / grad_scale},
+    coefficients=lambda grad_scale: {"inverse": reciprocal(grad_scale)},
     before=lambda g, c: c.inverse * g,
 )
 

@@ -1,5 +1,6 @@
 """Steps that are prepared, against torch.optim's: whatever was done to an optimizer since the last one is noticed."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from funcopt.kernels import host
 from funcopt.kernels.plan import Plan
@@ -955,3 +957,103 @@ def test_nothing_grows(name, kwargs, taken):
     assert tracemalloc.get_traced_memory()[0] < allocated + 12_000  # 200 bytes a step would be noticed
     tracemalloc.stop()
     assert len(taken) > 60
+
+
+# ---- what shares memory, and who lets go ----------------------------------------------------------------------------
+
+
+@each_class
+@pytest.mark.parametrize("elements", [5, 200_000])
+def test_parameters_that_share_memory_are_stepped_one_after_the_other(name, kwargs, elements):
+    ours, theirs = pair(name, [(elements,), (elements,)], **kwargs)
+    for side in (ours, theirs):
+        side.params[1].data = side.params[0].data
+    for t in range(4):
+        give(ours, theirs, seed=t)
+        for side in (ours, theirs):
+            side.optimizer.step()
+        check(ours, theirs)
+
+
+def test_parameters_that_come_to_share_memory():
+    ours, theirs = pair("AdamW", [(200_000,), (200_000,)])
+    step(ours, theirs, steps=3)
+    for side in (ours, theirs):
+        side.params[1].data = side.params[0].data
+    step(ours, theirs, steps=3, first=3)
+    check(ours, theirs)
+
+
+def test_zeroing_in_the_step_of_gradients_that_overlap():
+    """Not in the pass: the second one is still to be read when the first one is done."""
+    for zero_grad in (False, True):
+        a, b = torch.zeros(4, requires_grad=True), torch.zeros(3, requires_grad=True)
+        optimizer = OURS["SGD"]([{"params": [a]}, {"params": [b]}], lr=1.0)
+        buffer = torch.ones(4)
+        for _ in range(3):
+            buffer.fill_(1)
+            a.grad, b.grad = buffer, buffer[1:]
+            optimizer.step(zero_grad=zero_grad)
+        assert a.eq(-3).all()
+        assert b.eq(-3).all()
+        assert buffer.any() != zero_grad
+
+
+def test_gradients_live_until_the_step_is_taken(monkeypatch):
+    """Another thread may let go of them while the kernel runs."""
+    ours, theirs = pair("AdamW", [(300,), (20,)])
+    step(ours, theirs, steps=2)
+    plain = Plan.step
+
+    def letting_go(self, *args, **kwargs):
+        seen = [weakref.ref(p.grad) for p in ours.params]
+        for p in ours.params:
+            p.grad = None
+        gc.collect()
+        assert all(ref() is not None for ref in seen)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(Plan, "step", letting_go)
+    step(ours, theirs)
+    check(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_a_parameter_of_another_dtype_that_joins_later(name, backend):
+    """Its own step count, also beside those of the first dtype."""
+    values = [torch.randn(7), torch.randn(7, dtype=torch.float64)]
+    ends = []
+    for classes, own in ((OURS, {"backend": backend}), (TORCH, {"foreach": False})):
+        params = [value.clone().requires_grad_() for value in values]
+        optimizer = classes[name](params, lr=0.1, **own)
+        for t in range(5):
+            params[0].grad = torch.full((7,), 0.1 * (t + 1))
+            params[1].grad = torch.full((7,), 0.1 * (t + 1), dtype=torch.float64) if t >= 3 else None
+            optimizer.step()
+        ends.append(params)
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_stepped_where_the_numbers_of_a_later_group_fail():
+    ours, _ = pair("AdamW", [(3,), (4,)])
+    ours.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.float64))]})
+    ours.params.append(ours.groups[1]["params"][0])
+    step(ours, steps=2)
+    before = snapshot(ours.optimizer, ours.params)
+    ours.groups[1]["betas"] = (0.9, 3.0)
+    with pytest.raises((ValueError, OverflowError)):
+        ours.optimizer.step()
+    check_same(snapshot(ours.optimizer, ours.params), before)
+
+
+@each_class
+def test_steps_under_a_dispatch_mode(name, kwargs):
+    """Prepared before it or not."""
+    ours, theirs = pair(name, [(3,), (2, 2)], **kwargs)
+    for t in range(6):
+        give(ours, theirs, seed=t)
+        for side in (ours, theirs):
+            with FlopCounterMode(display=False) if t % 4 < 2 else contextlib.nullcontext():
+                side.optimizer.step()
+        check(ours, theirs)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.func import grad, jvp, vmap
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.flop_counter import FlopCounterMode
 
 import funcopt
 from funcopt import clip_by_global_norm, ema, skip_nonfinite, unscale
@@ -411,3 +412,71 @@ def test_grad_scaler(transformed, backend):
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
             if t:
                 assert optimizer.state[p]["step"] == reference.state[q].get("step", 0)
+
+
+# ---- measures of what is at the edge --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_of_their_own_for_leaves_of_several_dtypes(backend):
+    """Each leaf's numbers are its own, whatever the dtypes of the others; the norm is of all of them."""
+    opt = unscale(clip_by_global_norm(funcopt.sgd(backend=backend), 1.0))
+    dtypes = {"a": torch.float32, "b": torch.float64, "c": torch.bfloat16, "d": torch.float64}
+    scales, lrs = {"a": 1.0, "b": 100.0, "c": 4.0, "d": 2.0}, {"a": 0.5, "b": 2.0, "c": 1.0, "d": 0.25}
+    params = {name: torch.zeros(3, dtype=dtype) for name, dtype in dtypes.items()}
+    grads = {name: torch.full((3,), scales[name], dtype=dtype) for name, dtype in dtypes.items()}
+    hparams = opt.hparams(grad_scale=scales, lr=lrs)
+    new, _ = opt(params, grads, opt.init(params, hparams), hparams)
+    for name, p in new.items():  # all gradients are 1: their norm is √12
+        want = torch.full((3,), -lrs[name] / 12**0.5, dtype=torch.float64)
+        torch.testing.assert_close(p.double(), want, rtol=1e-2 if name == "c" else 1e-5, atol=0)
+
+
+def test_a_scale_that_has_fallen_to_0():
+    """As in a run that diverges: every step is skipped, as with torch's classes."""
+    ends = []
+    for cls in (funcopt.optim.AdamW, torch.optim.AdamW):
+        p = torch.ones(3, requires_grad=True)
+        optimizer, scaler = cls([p], lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**-140)
+        for _ in range(20):
+            optimizer.zero_grad()
+            scaler.scale((p * torch.nan).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == 0
+        ends.append(p.detach())
+    assert torch.equal(*ends)
+
+
+def test_a_group_without_gradients_under_a_dispatch_mode():
+    params = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    cls = funcopt.optim.from_pure(clip_by_global_norm(funcopt.sgd(), 1.0))
+    optimizer = cls([{"params": [p]} for p in params], lr=1.0)
+    params[0].grad = torch.ones(3)
+    with FlopCounterMode(display=False):
+        for _ in range(2):
+            optimizer.step()
+    torch.testing.assert_close(params[0].detach(), torch.full((3,), 1 - 2 / 3**0.5))
+    assert params[1].eq(1).all()
+
+
+@pytest.mark.parametrize("backend", ["eager", "compile"])
+def test_a_norm_that_overflows(backend):
+    """To infinity, as torch's: gradients are scaled to 0."""
+    opt = clip_by_global_norm(funcopt.sgd(backend=backend), 1.0)
+    g = torch.zeros(40_000, dtype=torch.float64)
+    g[0] = g[-1] = 1.2e154
+    p = torch.ones_like(g)
+    new, _ = opt(p, g, opt.init(p), opt.hparams(lr=0.1))
+    assert new.eq(1).all()
+
+
+def test_another_default_device():
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = funcopt.optim.from_pure(clip_by_global_norm(funcopt.adamw(), 1.0))([p])
+    with torch.device("meta"):
+        for _ in range(3):
+            optimizer.step()
+    assert p.device.type == "cpu"
+    assert p.lt(1).all()
