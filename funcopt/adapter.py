@@ -218,10 +218,9 @@ class Adapter(torch.optim.Optimizer):
             quick = [
                 {**g, "params": _Quick(g["params"])} if isinstance(g, dict) and "params" in g else g for g in groups
             ]
-            for saved, own in zip(quick, self.param_groups, strict=False):
+            for i, (saved, own) in enumerate(zip(quick, self.param_groups, strict=False)):
                 if isinstance(saved, dict):
-                    for number in self._rule(own).hparams:
-                        saved.setdefault(number, own[number])
+                    quick[i] = {n: own[n] for n in self._rule(own).hparams if n in own} | saved
             state_dict = {**state_dict, "param_groups": quick}
         super().load_state_dict(state_dict)
         for state in self.state.values():

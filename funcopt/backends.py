@@ -203,9 +203,9 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
     return params, slots
 
 
-def ready(work: Work, backend: str) -> None:
-    """Make what kernels a backend cannot do without; raises CompilationError."""
-    if backend == "compile" and (members := _chosen(work, backend, differentiated=False).get(backend)):
+def ready(work: Work) -> None:
+    """Make the kernels that backend="compile" needs for the work; raises CompilationError."""
+    if members := _chosen(work, "compile", differentiated=False).get("compile"):
         from funcopt.kernels import cpu
 
         cpu.ready(work.of(members))

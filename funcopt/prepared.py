@@ -14,7 +14,7 @@ from funcopt.core import PureOptimizer
 from funcopt.flat import Flat
 from funcopt.step import coefficients
 
-__all__ = ["Prepared", "in_place", "let_go"]
+__all__ = ["Prepared", "let_go", "work_in_place"]
 
 States = Mapping[Tensor, Mapping[str, Any]]
 Grads = list[Tensor | None]
@@ -71,7 +71,7 @@ class Prepared:
         waits = "skip" in rule.Coefficients._fields and any(p.device.type != "cpu" for p in params)
         if not params or waits or len({c.dtype for c in steps}) > 1 or not all(map(_countable, steps)):
             return None
-        work = in_place(self.opt, self.names, params, slots)
+        work = work_in_place(self.opt, self.names, params, slots)
         twice = len({id(p) for p in params}) < len(self.params) - len(self._others)
         alike = all(
             isinstance(t, Tensor) and t.layout == torch.strided and t.shape == p.shape and t.device == p.device
@@ -141,7 +141,7 @@ class Prepared:
         return bool(self._plan.step(sets, zero_grad=zero_grad))
 
 
-def in_place(opt: PureOptimizer, names: Sequence[str], params: list[Tensor], slots: list[list[Tensor]]) -> Work:
+def work_in_place(opt: PureOptimizer, names: Sequence[str], params: list[Tensor], slots: list[list[Tensor]]) -> Work:
     """The work of a step in place, but for its numbers; a gradient that is not there yet is as its parameter."""
     fields = opt.rule.Coefficients
     return Work(

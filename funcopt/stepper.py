@@ -14,7 +14,7 @@ from torch import Tensor
 
 from funcopt import backends, hyper, memory, observed
 from funcopt.flat import Flat, check, flats
-from funcopt.prepared import Prepared, in_place, let_go
+from funcopt.prepared import Prepared, let_go, work_in_place
 from funcopt.step import Leaves, measured, step
 
 __all__ = ["Stepper"]
@@ -211,10 +211,10 @@ class Stepper:
             for name in slots:
                 if own.get(name) is not None and not _fits(own[name], p):
                     raise RuntimeError(self._misfit(group, p, name, own[name]))
-        if not group.get("differentiable") and not observed.traced():
-            states = [self.optimizer.state.get(p, {}) for p in params]
-            there = [[state.get(name, p) for p, state in zip(params, states, strict=True)] for name in slots]
-            backends.ready(in_place(self.optimizer._pure(group), slots, params, there), self.optimizer._backend)
+        if self.optimizer._backend == "compile" and not group.get("differentiable") and not observed.traced():
+            states = [self.optimizer._state_of(p, group, slots) for p in params]
+            there = [[state[name] for state in states] for name in slots]
+            backends.ready(work_in_place(self.optimizer._pure(group), slots, params, there))
 
     def _misfit(self, group: Mapping[str, Any], p: Tensor, name: str, t: Tensor) -> str:
         index = next(i for i, own in enumerate(group["params"]) if own is p)

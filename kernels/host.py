@@ -1,7 +1,7 @@
-"""What Python would do tensor by tensor before and after a kernel, in one call: torch takes a fraction of a microsecond
-for each answer about a tensor, and a step of small ones is made of such answers.
+"""What Python would do tensor by tensor before and after a kernel, in one compiled call.
 
-Without a compiler, Python does it.
+Torch takes a fraction of a microsecond for each answer about a tensor, and a step of small tensors is made of such
+answers. Without a compiler, Python asks for them all the same.
 """
 
 import ctypes
@@ -131,8 +131,8 @@ class Seen:
         self._contiguous = [t.is_contiguous() for t in like]
         self._strides = {i: t.stride() for i, t in enumerate(like) if not t.is_contiguous()}
         self.addresses = array("q", map(Tensor.data_ptr, tensors))
-        self._arrays = [array("i"), array("q")]
-        if _looking():
+        self._looking = _looking()
+        if self._looking is not None:
             layouts = array("q", [n for t in like for n in (t.dim(), *t.shape, *t.stride())])
             self._arrays = [array("i", map(_number, self._dtypes)), layouts]
 
@@ -162,9 +162,9 @@ class Seen:
         return True
 
     def _look(self, now: list[Tensor], before: list[Tensor] | None, addresses: "array[int]") -> bool:
-        if (looking := _looking()) is None:
+        if self._looking is None:
             return False
-        call, interface = looking
+        call, interface = self._looking
         arrays = [numbers.buffer_info()[0] for numbers in (*self._arrays, addresses)]
         return bool(call(interface, id(now), None if before is None else id(before), len(now), *arrays))
 

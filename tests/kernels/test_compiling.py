@@ -237,3 +237,13 @@ def test_a_folder_that_cannot_be_written_to(compiler, tmp_path, monkeypatch):
     monkeypatch.setenv("FUNCOPT_CACHE_DIR", str(tmp_path / "file" / "cache"))
     assert train("compile") == pytest.approx(train("eager"), rel=1e-6, abs=1e-4)
     assert (tmp_path / "file").is_file()
+
+
+def test_a_slot_that_is_none():
+    """As torch.optim.SGD's momentum_buffer may be."""
+    (p,) = with_gradients(torch.float32)
+    optimizer = funcopt.optim.SGD([p], lr=0.25, momentum=0.5, backend="compile")
+    optimizer.state[p]["momentum_buffer"] = None
+    optimizer.step()
+    assert p.eq(0.75).all()
+    assert optimizer.state[p]["momentum_buffer"].eq(1).all()

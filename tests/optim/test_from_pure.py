@@ -437,3 +437,11 @@ def test_a_number_of_a_group_that_is_none_or_gone():
     with pytest.raises(KeyError, match="lr"):
         optimizer.step()
     torch.testing.assert_close(params, before, rtol=0, atol=0)
+
+
+def test_a_state_dict_that_is_loaded_stays_the_callers():
+    params = leaves(torch.float32)
+    saved = funcopt.optim.SGD(params).state_dict()
+    before = [dict(group) for group in saved["param_groups"]]
+    Lion(params).load_state_dict(saved)
+    assert saved["param_groups"] == before
