@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from funcopt import backends, exchange, hyper
-from funcopt.core import PureOptimizer, State, Tree, count_dtype, pure
-from funcopt.declaration import Rule
+from funcopt.core import PureOptimizer, State, Tree, pure
+from funcopt.declaration import Rule, scalar_dtype
 from funcopt.stepper import Stepper
 from funcopt.transforms.scaling import scaled
 
@@ -35,7 +35,7 @@ _HOOKS = (
 
 
 class Adapter(torch.optim.Optimizer):
-    """What SGD, Adam, AdamW and the classes of `from_pure` share: a `torch.optim.Optimizer` over pure optimizers.
+    """What the classes of `funcopt.optim` and of `from_pure` share: a `torch.optim.Optimizer` over pure optimizers.
 
     A group holds its rule's numbers and flags, and torch.optim's switches: `capturable` keeps step counts on the
     device, `differentiable` lets autograd through the step; `foreach` and `fused` choose among implementations that
@@ -44,6 +44,12 @@ class Adapter(torch.optim.Optimizer):
 
     # GradScaler may leave it to the step to unscale gradients, and to do nothing where one is not finite.
     _step_supports_amp_scaling: ClassVar[bool] = True
+
+    # The rule; of a class whose groups choose among several, `_rule_of`.
+    _rule: ClassVar[Rule]
+
+    # Whether it takes gradients that are not sparse.
+    _dense: ClassVar[bool] = True
 
     # Whether state[p] has the step count; torch.optim.SGD has none, and needs only to know a first step from the rest.
     _counts: ClassVar[bool] = True
@@ -55,16 +61,17 @@ class Adapter(torch.optim.Optimizer):
         """What the constructors of classes that `from_pure` makes take; this class itself has no rule to follow."""
         raise TypeError("Adapter has no rule of its own; make a class with funcopt.optim.from_pure(opt)")
 
-    def _begin(self, params: ParamsT, defaults: dict[str, Any], backend: str) -> None:
-        """What every constructor does."""
-        self._backend = backends.check_name(backend)
+    def _begin(self, given: Mapping[str, Any]) -> None:
+        """What every constructor does with its arguments, as `locals()` has them."""
+        defaults = {n: value for n, value in given.items() if n not in ("self", "params", "backend", "__class__")}
+        self._backend = backends.check_name(given["backend"])
         self._stepper = Stepper(self)
         self._check_group(defaults)
-        super().__init__(params, defaults)
+        super().__init__(given["params"], defaults)
 
-    def _rule(self, group: Mapping[str, Any]) -> Rule:
+    def _rule_of(self, group: Mapping[str, Any]) -> Rule:
         """The rule that a group's flags choose."""
-        raise NotImplementedError
+        return self._rule
 
     # ---- groups -----------------------------------------------------------------------------------------------------
 
@@ -72,24 +79,27 @@ class Adapter(torch.optim.Optimizer):
         """Add a group of parameters, with the numbers and flags in which it differs from the defaults.
 
         Raises:
-            TypeError, ValueError: a number or flag that does not fit, or a device that the backend does not run on;
-                the optimizer is then as it was.
+            TypeError, ValueError: a number, flag or parameter that does not fit, or a device that the backend does not
+                run on; the optimizer is then as it was.
         """
         if isinstance(param_group, dict) and "params" in param_group:
-            self._check_group({**self.defaults, **param_group})
-            given = param_group["params"]
+            complete = {**self.defaults, **param_group}
+            self._check_group(complete)
+            rule, given = self._rule_of(complete), param_group["params"]
             if not isinstance(given, Tensor | set):
                 given = param_group["params"] = list(given)
                 for p in given:
-                    self._check_param(p[1] if isinstance(p, tuple) and len(p) == 2 else p)
+                    self._check_param(p[1] if isinstance(p, tuple) and len(p) == 2 else p, rule)
             elif isinstance(given, Tensor):
-                self._check_param(given)
+                self._check_param(given, rule)
             self._stepper.check_new(given)
         super().add_param_group(param_group)
 
-    def _check_param(self, p: Any) -> None:
+    def _check_param(self, p: Any, rule: Rule) -> None:
         if isinstance(p, Tensor) and self._backend != "auto":
             backends.check(self._backend, p.device)
+        if isinstance(p, Tensor) and rule.check_param is not None and (problem := rule.check_param(p)):
+            raise ValueError(problem)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         pure = self._pure(group)
@@ -102,8 +112,10 @@ class Adapter(torch.optim.Optimizer):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
     def _pure(self, group: Mapping[str, Any]) -> PureOptimizer:
-        rule = self._rule(group)
-        opt = _pure(rule, self._backend, tuple((flag, bool(group[flag])) for flag in rule.flags if flag in group))
+        rule = self._rule_of(group)
+        given = {flag: group[flag] for flag in rule.flags if flag in group}
+        chosen = {flag: value if flag in rule.choices else bool(value) for flag, value in given.items()}
+        opt = _pure(rule, self._backend, tuple(chosen.items()))
         # GradScaler hands attributes over for a step, and takes them away after it.
         return scaled(opt) if hasattr(self, "grad_scale") or hasattr(self, "found_inf") else opt
 
@@ -115,6 +127,11 @@ class Adapter(torch.optim.Optimizer):
                 return value
             if isinstance(value, tuple | list):
                 return tuple([scalar(f"{name}[{i}]", v) for i, v in enumerate(value)])
+            if callable(value) and not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{name} is a schedule; a group of parameters holds numbers, which a scheduler of "
+                    "torch.optim.lr_scheduler changes, or you before each step"
+                )
             if not isinstance(value, Tensor):
                 return value
             if value.numel() != 1:
@@ -184,17 +201,23 @@ class Adapter(torch.optim.Optimizer):
     def _state_of(self, p: Tensor, group: Mapping[str, Any], slots: list[str]) -> dict[str, Any]:
         """A parameter's state before the step: its own, filled up with zeros; nothing is stored."""
         own = self.state.get(p, {})
-        rule = self._rule(group)
+        rule = self._rule_of(group)
         on_device = group.get("capturable") or group.get("fused") or "skip" in rule.Coefficients._fields
         device = p.device if on_device else torch.device("cpu")
         state = {name: own.get(name) for name in ["step", *slots]}
         if state["step"] is None:
             count = 0.0 if self._counts or any(state[name] is None for name in slots) else 1.0
-            state["step"] = torch.tensor(count, dtype=count_dtype(), device=device)
+            state["step"] = torch.tensor(count, dtype=scalar_dtype(), device=device)
+        elif not isinstance(state["step"], Tensor):
+            state["step"] = torch.tensor(float(state["step"]), dtype=scalar_dtype(), device=device)
         for slot in rule.slots:
             if slot.name in slots and state[slot.name] is None:
-                state[slot.name] = slot.first(p)
+                state[slot.name] = slot.first(p, self._numbers(rule, group), device=device)
         return state
+
+    def _counted(self, count: Tensor) -> Any:
+        """A step count as the state has it."""
+        return count
 
     # ---- saving, loading, copying -----------------------------------------------------------------------------------
 
@@ -220,9 +243,16 @@ class Adapter(torch.optim.Optimizer):
             ]
             for i, (saved, own) in enumerate(zip(quick, self.param_groups, strict=False)):
                 if isinstance(saved, dict):
-                    quick[i] = {n: own[n] for n in self._rule(own).hparams if n in own} | saved
+                    quick[i] = {n: own[n] for n in self._rule_of(own).hparams if n in own} | saved
             state_dict = {**state_dict, "param_groups": quick}
-        super().load_state_dict(state_dict)
+        # A scalar stays in its dtype and where it is, as torch.optim leaves a "step" alone, and nothing else.
+        wrap = self.register_load_state_dict_pre_hook(_wrapped)
+        unwrap = self.register_load_state_dict_post_hook(_unwrapped, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            wrap.remove()
+            unwrap.remove()
         for state in self.state.values():
             if isinstance(state, dict):
                 state.update({name: value.clone() for name, value in state.items() if isinstance(value, Tensor)})
@@ -242,7 +272,7 @@ class Adapter(torch.optim.Optimizer):
                 own = self.state.get(p, {})
                 if "step" in own and not isinstance(own["step"], Tensor):
                     device = p.device if group.get("capturable") or group.get("fused") else "cpu"
-                    own["step"] = torch.tensor(float(own["step"]), dtype=count_dtype(), device=device)
+                    own["step"] = torch.tensor(float(own["step"]), dtype=scalar_dtype(), device=device)
         if self.__dict__.pop("_flattened", False):
             self.flatten()
 
@@ -279,6 +309,34 @@ class Adapter(torch.optim.Optimizer):
 @functools.lru_cache(maxsize=256)
 def _pure(rule: Rule, backend: str, flags: tuple[tuple[str, bool], ...]) -> PureOptimizer:
     return pure(rule, backend=backend, **dict(flags))
+
+
+def _wrapped(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state_dict whose slots that are scalars look like step counts."""
+    names = {slot.name for group in optimizer.param_groups for slot in optimizer._rule_of(group).scalars}
+    state = state_dict.get("state")
+    if not names or not isinstance(state, dict):
+        return state_dict
+
+    def wrap(name: str, value: Any) -> Any:
+        return {"step": value} if name in names and isinstance(value, Tensor) else value
+
+    return {
+        **state_dict,
+        "state": {
+            p: {name: wrap(name, value) for name, value in own.items()} if isinstance(own, dict) else own
+            for p, own in state.items()
+        },
+    }
+
+
+def _unwrapped(optimizer: Any) -> None:
+    """The states that were loaded from such a one as they are."""
+    names = {slot.name for group in optimizer.param_groups for slot in optimizer._rule_of(group).scalars}
+    for own in optimizer.state.values() if names else ():
+        for name in names & own.keys() if isinstance(own, dict) else ():
+            if isinstance(own[name], dict):
+                own[name] = own[name]["step"]
 
 
 def _alone(state: Any) -> Any:
@@ -338,9 +396,7 @@ def from_pure(opt: PureOptimizer, name: str | None = None) -> type[Adapter]:
             raise TypeError(f"{type(self).__name__} has no argument {unknown!r}; {hyper.suggest(unknown, allowed)}")
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        given = dict(bound.arguments)
-        del given["self"]
-        self._begin(given.pop("params"), backend=given.pop("backend"), defaults=given)
+        self._begin(bound.arguments)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     return type(
@@ -350,7 +406,7 @@ def from_pure(opt: PureOptimizer, name: str | None = None) -> type[Adapter]:
             "__init__": __init__,
             "__doc__": rule.doc,
             "__module__": sys._getframe(1).f_globals.get("__name__", "__main__"),
-            "_rule": lambda self, group: rule,
+            "_rule": rule,
             "_older": {**opt.flags, "capturable": False, "differentiable": False},
         },
     )

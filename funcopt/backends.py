@@ -56,13 +56,14 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Work:
     """What one step has to do: lists of one entry a leaf. The leaves have been checked, and each has a gradient.
 
-    `slots` has a list for each slot in use, and `present` says of each that the rule declares whether it is.
-    `coefficients` has the distinct sets of scalars, and `rows` the one that each leaf takes. `donate` lets the results
-    overwrite params and slots.
+    `slots` has a list for each slot in use, and `present` says of each that the rule declares whether it is; a leaf
+    that has no such slot has None there. `coefficients` has the distinct sets of scalars, and `rows` the one that each
+    leaf takes. `donate` lets the results overwrite params and slots. An update that is not `elementwise` is run by
+    torch.
     """
 
     update: Callable[..., Any]
-    flags: tuple[bool, ...]
+    flags: tuple[Any, ...]
     params: list[Tensor]
     grads: list[Tensor]
     slots: list[list[Tensor]]
@@ -70,6 +71,7 @@ class Work:
     coefficients: list[tuple[Any, ...]]
     rows: list[int]
     donate: bool
+    elementwise: bool = True
 
     def of(self, members: list[int]) -> "Work":
         """The part of the work that concerns these leaves, with only their sets of coefficients, and rows of those."""
@@ -100,12 +102,13 @@ class Work:
         arguments = (_to(p, dtype), _to(self.grads[leaf], dtype), *placed, c, *self.flags)
         with ops.arithmetic(dtype):
             new_p, new_slots = self.update(*arguments)
-        return _to(new_p, p.dtype), [_to(new, slot.dtype) for slot, new in zip(slots, new_slots, strict=False)]
+        new = iter(new_slots)
+        return _to(new_p, p.dtype), [slot if slot is None else _to(next(new), slot.dtype) for slot in slots]
 
 
-def _to(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a dtype; itself, at a tenth of the cost of `to`, where it has it already."""
-    return t if t.dtype == dtype else t.to(dtype)
+def _to(t: Any, dtype: torch.dtype) -> Any:
+    """The tensor in a dtype; itself, at a tenth of the cost of `to`, where it has it already, or is None."""
+    return t if t is None or t.dtype == dtype else t.to(dtype)
 
 
 Result = tuple[list[Tensor], list[list[Tensor]]]
@@ -185,7 +188,7 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
         return run_eager(work)
     parts = _chosen(work, backend, differentiated)
     runners = {
-        "eager": run_eager if differentiated else _run_in_pieces,
+        "eager": run_eager if differentiated or not work.elementwise else _run_in_pieces,
         "compile": _run_compiled,
         "auto compile": _run_compiled_or_eager,
         "triton": _launch_differentiable if differentiated else functools.partial(_launch, tables=tables),
@@ -260,9 +263,10 @@ def _measure_eager(work: Work, measures: Mapping[str, Any]) -> dict[str, Any]:
     for name, measure in measures.items():
         sums = []
         for leaf, g in enumerate(work.grads):
-            x = _to(g, compute_dtype(work.params[leaf].dtype))
+            dtype = compute_dtype(work.params[leaf].dtype)
+            x = _to(g, dtype)
             if measure.before is not None:
-                x = measure.before(x, work.coefficients[work.rows[leaf]])
+                x = measure.before(_to(work.params[leaf], dtype), x, work.coefficients[work.rows[leaf]])
             sums.append(torch.as_tensor(measure.summand(x if x.device.type == "mps" else x.double())).sum())
         totals[name] = functools.reduce(lambda a, b: a + b.to(a.device), sums)
     return {name: total.item() if observed.readable(total) else total for name, total in totals.items()}
@@ -301,7 +305,7 @@ def _chosen(work: Work, backend: str, differentiated: bool) -> dict[str, list[in
     for leaf, p in enumerate(work.params):
         name = backend if backend != "auto" else _best(p)
         tensors = (p, work.grads[leaf], *[slot[leaf] for slot in work.slots])
-        plain = all(type(t) in PLAIN and t.dtype in KERNEL_DTYPES for t in tensors)
+        plain = work.elementwise and all(type(t) in PLAIN and t.dtype in KERNEL_DTYPES for t in tensors)
         if not plain or not scalar[work.rows[leaf]] or (name != "triton" and differentiated):
             name = "eager"  # distributed tensors, numbers that differ within a leaf, autograd: the rule, run by torch
         parts.setdefault(name, []).append(leaf)
@@ -342,11 +346,12 @@ def run_eager(work: Work) -> Result:
     results = []
     for leaf, p in enumerate(work.params):
         new_p, new_slots = work.updated(leaf)
-        old = [p, *(slot[leaf] for slot in work.slots)]
+        old: list[Any] = [p, *(slot[leaf] for slot in work.slots)]
         # What the equation hands through is not the result yet: it may be written before it is read, or by its owner.
-        new = [t.clone() if any(t is given for given in (*old, work.grads[leaf])) else t for t in (new_p, *new_slots)]
+        given = [t for t in (*old, work.grads[leaf]) if t is not None]
+        new: list[Any] = [t.clone() if any(t is one for one in given) else t for t in (new_p, *new_slots)]
         if work.donate:
-            new = [t.copy_(value) for t, value in zip(old, new, strict=True)]
+            new = [t if t is None else t.copy_(value) for t, value in zip(old, new, strict=True)]
         results.append((new[0], new[1:]))
     return [p for p, _ in results], [[slots[k] for _, slots in results] for k in range(len(work.slots))]
 
@@ -389,7 +394,7 @@ def _cast(coefficients: tuple[Any, ...], p: Tensor) -> tuple[Any, ...]:
 
     def cast(c: Any) -> Any:
         if not isinstance(c, Tensor):
-            return c
+            return torch.finfo(p.dtype).eps if c is None else c
         stays = c.dim() == 0 and (torch.compiler.is_compiling() or not wrapped(c))
         return c.to(dtype=compute_dtype(p.dtype), device=None if stays else p.device)
 

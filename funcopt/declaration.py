@@ -1,15 +1,17 @@
 """A rule: one algorithm as data, written once: its numbers, its state, and two functions.
 
-- `coefficients(t, **hparams)` works out, once a step and in float64, the scalars that the equation needs from the step
-  number t = 1, 2, … and the hyperparameters (bias corrections, lr·weight_decay), as a dict.
+- `coefficients(t, **hparams, **scalars)` works out, once a step and in float64, the scalars that the equation needs
+  from the step number t = 1, 2, … and the hyperparameters (bias corrections, lr·weight_decay), as a dict. A slot that
+  is a scalar comes in by its name, and goes out by its name with its new value.
 - `update(p, g, *slots, c, *flags)` is the equation for one element: it returns the new p, and a tuple of the new slots.
   `c` has the coefficients as attributes. A slot that is not in use is None, and left out of what is returned. The text
   may use arithmetic, comparisons, `if` on flags and on `slot is None`, other such functions, and `funcopt.ops`.
+- Where the rule is not elementwise, `update` is a function of a parameter's whole tensors, and may use all of torch.
 """
 
 import importlib
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,43 +21,104 @@ from torch import Tensor
 from funcopt import hyper, tree
 from funcopt.ops import where
 
-__all__ = ["Measure", "Rule", "Slot"]
+__all__ = ["Choice", "Measure", "Rule", "Slot", "scalar_dtype"]
+
+
+def scalar_dtype() -> torch.dtype:
+    """The dtype of step counts and of slots that are scalars, as torch.optim has it."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A state tensor of each parameter's shape: its torch.optim name, and the flag or hyperparameter it depends on.
+    """A state tensor of each parameter: its torch.optim name, and the flag or hyperparameter it depends on.
 
-    With `when` the slot exists only where that flag is set, or where that number is not the Python number 0. It begins
-    with zeros, or, with `init="params"`, with a copy of the parameter.
+    Args:
+        name: its key in the state.
+        when: a flag or a number; the slot exists only where that flag is set, or that number is not Python's 0.
+        init: what it begins with: a number, the name of a hyperparameter, or "params", for a copy of the parameter.
+        scalar: it is one number, 0-d and in `scalar_dtype()`, which `coefficients` takes and gives anew.
+        shape: its shape by the parameter's, None for parameters that have no such slot; the parameter's own if left
+            out. For rules that are not elementwise.
     """
 
     name: str
     when: str | None = None
-    init: str = "zeros"
+    init: float | str = 0.0
+    scalar: bool = False
+    shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] | None = None
 
-    def first(self, p: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The slot of a parameter before its first step."""
+    def shape_for(self, p: Tensor) -> tuple[int, ...] | None:
+        """Its shape for a parameter; None where that has no such slot."""
+        if self.scalar:
+            return ()
+        return tuple(p.shape) if self.shape is None else self.shape(tuple(p.shape))
+
+    def first(
+        self,
+        p: Tensor,
+        numbers: Mapping[str, Any],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor | None:
+        """The slot of a parameter before its first step; None where that has no such slot.
+
+        Args:
+            p: the parameter.
+            numbers: its hyperparameters.
+            dtype: of the slot; the parameter's if left out. That of a scalar is always `scalar_dtype()`.
+            device: of a scalar; the CPU if left out.
+        """
         if self.init == "params":
             return p.detach().to(dtype or p.dtype, copy=True)
-        return torch.zeros_like(p, dtype=dtype).detach()
+        value = numbers[self.init] if isinstance(self.init, str) else self.init
+        if self.scalar:
+            zero = torch.zeros((), dtype=scalar_dtype(), device=device or torch.device("cpu"))
+        elif (shape := self.shape_for(p)) is None:
+            return None
+        else:
+            zero = torch.zeros_like(p, dtype=dtype).detach() if shape == p.shape else p.new_zeros(shape, dtype=dtype)
+        if not isinstance(value, Tensor):
+            return zero.fill_(complex(value, value) if zero.is_complex() else value) if value != 0 else zero
+        value = value.to(device=zero.device)
+        return (zero + (torch.complex(value, value) if zero.is_complex() else value)).to(zero.dtype)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A structural choice that is not between True and False: its default, and what it may be.
+
+    `complaint` is what an error says, with {} for what was given.
+    """
+
+    default: Any
+    values: Sequence[Any]
+    complaint: str
+
+    def check(self, value: Any) -> Any:
+        """The value, if it may be that; else ValueError."""
+        if not any(value is allowed or (type(value) is type(allowed) and value == allowed) for allowed in self.values):
+            known = ", ".join(map(repr, self.values)) if len(self.values) < 8 else repr(self.values)
+            raise ValueError(f"{self.complaint.format(value)} (allowed: {known})")
+        return value
 
 
 @dataclass(frozen=True)
 class Measure:
     """A sum over all elements of all gradients, in float64, which `coefficients` takes as it takes a number.
 
-    `summand` is x ↦ what is summed, and `before` `(g, c) -> x`, what becomes of a gradient first; c are the
+    `summand` is x ↦ what is summed, and `before` `(p, g, c) -> x`, what becomes of a gradient first; c are the
     coefficients, of which those are known that no later measure goes into.
     """
 
     summand: Callable[[Any], Any]
-    before: Callable[[Any, Any], Any] | None = None
+    before: Callable[[Any, Any, Any], Any] | None = None
 
-    def after(self, first: Callable[[Any, Any], Any]) -> "Measure":
+    def after(self, first: Callable[[Any, Any, Any], Any]) -> "Measure":
         """The same of gradients that come through another function first."""
         then = self.before
-        return replace(self, before=first if then is None else lambda g, c: then(first(g, c), c))
+        return replace(self, before=first if then is None else lambda p, g, c: then(p, first(p, g, c), c))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,45 +130,65 @@ class Rule:
     slots: tuple[Slot, ...]
     coefficients: Callable[..., dict[str, Any]]
     update: Callable[..., Any]
-    flags: Mapping[str, bool]
-    check: Callable[[Mapping[str, Any], Mapping[str, bool]], str | None] | None
+    flags: Mapping[str, Any]  # the structural choices, each with its default
+    check: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] | None
     Coefficients: Any  # the NamedTuple in which `update` sees what `coefficients` returns
     doc: str | None
     exempt: Mapping[str, str]  # the laws of funcopt.testing that it need not keep, each with the reason
+    choices: Mapping[str, Choice] = field(default_factory=dict)  # of the flags those that are no bools
+    elementwise: bool = True  # whether `update` is of one element: what is not is run by torch everywhere
+    complex: bool = True  # whether it takes complex parameters, as pairs of reals
+    check_param: Callable[[Tensor], str | None] | None = None  # what is wrong with a parameter, if anything is
+    # Whether, with these numbers, what has no gradient stays as it is, so that of a sparse gradient the rows are all
+    # there is to do; None where sparse gradients are refused.
+    rows: Callable[[Mapping[str, Any]], bool] | None = None
     measures: tuple[Mapping[str, Measure], ...] = ()  # by name; those of a later mapping may need those before
     layers: int = 0  # how many transforms are around it
     made: tuple[Callable[..., "Rule"], tuple[Any, ...]] | None = None  # what makes it again, where no name does
     equation: Callable[..., Any] = field(init=False)  # `update`, but for steps that are to be skipped
 
+    tensors: tuple[Slot, ...] = field(init=False)  # the slots that `update` takes
+    scalars: tuple[Slot, ...] = field(init=False)  # those that `coefficients` takes
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", tuple(slot for slot in self.slots if not slot.scalar))
+        object.__setattr__(self, "scalars", tuple(slot for slot in self.slots if slot.scalar))
         if "skip" in getattr(self.Coefficients, "_fields", ()):
-            object.__setattr__(self, "equation", _skipping(self.update, len(self.slots)))
+            object.__setattr__(self, "equation", _skipping(self.update, len(self.tensors)))
         else:
             object.__setattr__(self, "equation", self.update)
 
-    def choose(self, choices: Mapping[str, bool]) -> dict[str, bool]:
-        """All flags, the defaults for those not given; raises TypeError for an unknown one, or one that is no bool."""
+    def choose(self, choices: Mapping[str, Any]) -> dict[str, Any]:
+        """All flags, the defaults for those not given; raises TypeError or ValueError for one that cannot be."""
         for flag, value in choices.items():
             if flag not in self.flags:
                 hint = f"; {flag} is a number: pass it to opt.hparams({flag}=…)" if flag in self.hparams else ""
                 known = [*self.flags, "backend"]
                 raise TypeError(f"{self.name} has no flag {flag!r}; {hyper.suggest(flag, known)}{hint}")
-            if not isinstance(value, bool):
+            if flag in self.choices:
+                self.choices[flag].check(value)
+            elif not isinstance(value, bool):
                 raise TypeError(f"{self.name}: {flag} takes True or False; got {value!r}")
         return {flag: choices.get(flag, default) for flag, default in self.flags.items()}
 
-    def validate(self, given: Mapping[str, Any], flags: Mapping[str, bool]) -> dict[str, Any]:
+    def validate(self, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
         """A full set of hparams from some, each in its range and fit for the others; raises TypeError or ValueError."""
         complete = hyper.validate(self.name, self.hparams, given)
         if self.check is not None and (problem := self.check(complete, flags)):
             raise ValueError(problem)
         return complete
 
-    def slots_for(self, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> list[str]:
+    def unfit(self, p: Tensor) -> str | None:
+        """What is wrong with a parameter, if anything is."""
+        if p.is_complex() and not self.complex:
+            return f"{self.name} does not support complex parameters"
+        return None if self.check_param is None else self.check_param(p)
+
+    def slots_for(self, numbers: Mapping[str, Any], flags: Mapping[str, Any]) -> list[str]:
         """The names of the slots that these numbers and flags need, in the order of declaration."""
         return [slot.name for slot in self.slots if self.needs(slot, numbers, flags)]
 
-    def needs(self, slot: Slot, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> bool:
+    def needs(self, slot: Slot, numbers: Mapping[str, Any], flags: Mapping[str, Any]) -> bool:
         """Whether these numbers and flags need a slot."""
         if slot.when is None or slot.when in flags:
             return slot.when is None or flags[slot.when]

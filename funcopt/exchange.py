@@ -30,7 +30,10 @@ def to_pure(optimizer: Any) -> tuple[PureOptimizer, Tree, State, dict[str, Any]]
     used = {name for group in optimizer.param_groups for name in optimizer._slots(group)}
     slots = [slot.name for slot in first.rule.slots if slot.name in used]
     states = [optimizer._state_of(p, group, slots) for p, group in zip(params, groups, strict=True)]
-    state = {name: tree.unflatten([s[name].detach().clone() for s in states], spec) for name in ["step", *slots]}
+    state = {
+        name: tree.unflatten([None if s[name] is None else s[name].detach().clone() for s in states], spec)
+        for name in ["step", *slots]
+    }
     hparams = first.hparams(**hyper.nest(first.rule.hparams, columns))
     return first, tree.unflatten([p.detach().clone() for p in params], spec), state, hparams
 
@@ -43,7 +46,7 @@ def load_pure(optimizer: Any, params: Tree, state: State) -> None:
     slots = {name: tree.flatten_like(value, named, spec, f"state[{name!r}]") for name, value in state.items()}
     known = [
         "step",
-        *dict.fromkeys(slot.name for group in optimizer.param_groups for slot in optimizer._rule(group).slots),
+        *dict.fromkeys(slot.name for group in optimizer.param_groups for slot in optimizer._rule_of(group).slots),
     ]
     for name in slots:
         if name not in known:
@@ -53,9 +56,13 @@ def load_pure(optimizer: Any, params: Tree, state: State) -> None:
     for name in ["step", *sorted({name for names in kept for name in names})]:
         if name not in slots:
             raise ValueError(f"state has no {name!r}, which this optimizer keeps; to_pure() gives a complete state")
-    for root, values in {"params": new, **{f"state[{name!r}]": v for name, v in slots.items()}}.items():
+    shapes = {slot.name: slot for group in optimizer.param_groups for slot in optimizer._rule_of(group).slots}
+    for name, values in {"params": new, **slots}.items():
+        root = name if name == "params" else f"state[{name!r}]"
         for value, p, path in zip(values, own, tree.paths(named, ""), strict=True):
-            shape = () if root == "state['step']" else tuple(p.shape)
+            shape = () if name == "step" else tuple(p.shape) if name == "params" else shapes[name].shape_for(p)
+            if shape is None and value is None:
+                continue
             if not isinstance(value, Tensor) or tuple(value.shape) != shape:
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"{root}{path} must be a tensor of shape {shape}; got {got}")
@@ -67,9 +74,12 @@ def load_pure(optimizer: Any, params: Tree, state: State) -> None:
                 optimizer.state.pop(p, None)
                 continue
             before = optimizer._state_of(p, groups[i], kept[i])
-            new_state = {name: slots[name][i] for name in kept[i]} | ({"step": counts[i]} if optimizer._counts else {})
+            new_state = {name: slots[name][i] for name in kept[i] if slots[name][i] is not None}
+            new_state = {name: before[name].copy_(value) for name, value in new_state.items()}
+            if optimizer._counts:
+                new_state["step"] = optimizer._counted(before["step"].copy_(counts[i]))
             if new_state:  # in the dtypes, and where, this optimizer has them
-                optimizer.state[p].update({name: before[name].copy_(value) for name, value in new_state.items()})
+                optimizer.state[p].update(new_state)
 
 
 def _named(optimizer: Any) -> Tree:

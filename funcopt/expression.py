@@ -135,7 +135,7 @@ class Equation:
 
 
 @functools.lru_cache(maxsize=1024)
-def written(update: Callable[..., Any], flags: tuple[bool, ...], present: tuple[bool, ...], fields: Any) -> Equation:
+def written(update: Callable[..., Any], flags: tuple[Any, ...], present: tuple[bool, ...], fields: Any) -> Equation:
     """An update equation, written down.
 
     Args:
@@ -165,10 +165,13 @@ def written(update: Callable[..., Any], flags: tuple[bool, ...], present: tuple[
 
 @functools.lru_cache(maxsize=1024)
 def summed(summand: Callable[..., Any], before: Callable[..., Any] | None, fields: Any) -> tuple[Any, Any]:
-    """A measure, written down: what becomes of a gradient "g" first, and what is summed of that, "x"."""
+    """A measure, written down: what becomes of a gradient "g" first, and what is summed of that, "x".
+
+    What becomes of it may not depend on its parameter here.
+    """
     g, x = (Expression("name", name, scalar=False) for name in ("g", "x"))
     c = fields(*(Expression("name", f"c{k}", scalar=True) for k in range(len(fields._fields))))
-    return g if before is None else before(g, c), summand(x)
+    return g if before is None else before(None, g, c), summand(x)
 
 
 def _shape_of(value: Any) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "Number",
     "PerLeaf",
     "Spec",
+    "at",
     "broadcast",
     "columns",
     "fraction",
@@ -29,22 +30,34 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Number:
-    """One hyperparameter: its default, the range it may have, and what an error calls it."""
+    """One hyperparameter: its default, the range it may have, and what an error calls it.
 
-    default: float
+    A name with {} in it is the whole of what an error says, with the value there, or each of those of its tuple. With
+    the default None it may be None too: the resolution of a parameter's dtype, `torch.finfo(dtype).eps`.
+    """
+
+    default: float | None
     name: str
     low: float = -math.inf
     high: float = math.inf
     below_high: bool = False
+    above_low: bool = False
 
     @property
     def range(self) -> str:
-        """The range as text: [0, inf), [0, 1)."""
-        open_end = self.below_high or self.high == math.inf
-        return f"{'(' if self.low == -math.inf else '['}{self.low:g}, {self.high:g}{')' if open_end else ']'}"
+        """The range as text: [0, inf), (0, 1)."""
+        open_start, open_end = self.above_low or self.low == -math.inf, self.below_high or self.high == math.inf
+        return f"{'(' if open_start else '['}{self.low:g}, {self.high:g}{')' if open_end else ']'}"
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value and (value < self.high if self.below_high else value <= self.high)
+        above = self.low < value if self.above_low else self.low <= value
+        return above and (value < self.high if self.below_high else value <= self.high)
+
+    def complaint(self, value: Any, among: Sequence[Any] = ()) -> str:
+        """What an error says of a value out of the range; `among` are all of its tuple."""
+        if "{}" in self.name:
+            return self.name.format(*(among if self.name.count("{}") > 1 else [value]))
+        return f"Invalid {self.name}: {value}"
 
 
 Several = tuple[Number, ...]  # `betas`
@@ -71,9 +84,9 @@ def suggest(unknown: str, known: Iterable[str]) -> str:
 def validate(rule: str, spec: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
     """Check the numbers given and fill in the defaults.
 
-    Each value may be a float, a tensor, or a pytree of either that is a prefix of params; for a hyperparameter with
-    several components (`betas`) a tuple of such. Python numbers become floats. The values of tensors are looked at
-    only where that waits for nobody: on the CPU, outside of torch.func and torch.compile.
+    Each value may be a float, a tensor, a schedule, or a pytree of those that is a prefix of params; for a
+    hyperparameter with several components (`betas`) a tuple of such. Python numbers become floats. The values of tensors
+    are looked at only where that waits for nobody: on the CPU, outside of torch.func and torch.compile.
 
     Raises:
         TypeError: an unknown name, or a value that is not a number.
@@ -111,6 +124,11 @@ def labels(spec: Spec) -> list[str]:
     ]
 
 
+def at(value: Any, step: Any) -> Any:
+    """A number, that of a schedule at a number of steps taken."""
+    return value(step) if callable(value) else value
+
+
 def nest(spec: Spec, flat: Sequence[Any]) -> dict[str, Any]:
     """The inverse of `columns`."""
     rest = iter(flat)
@@ -128,7 +146,7 @@ def broadcast(column: Any, params: tree.Tree, leaves: Sequence[Tensor], label: s
 
     Raises ValueError where a tree is no prefix of params, or a tensor does not broadcast to its leaf's shape.
     """
-    if isinstance(column, float | int) or (isinstance(column, Tensor) and column.dim() == 0):
+    if _single(column) or (isinstance(column, Tensor) and column.dim() == 0):
         return column
     values = PerLeaf(tree.broadcast(column, params, label))
     for index, (value, leaf) in enumerate(zip(values, leaves, strict=True)):
@@ -138,10 +156,15 @@ def broadcast(column: Any, params: tree.Tree, leaves: Sequence[Tensor], label: s
                     f"{label} has shape {tuple(value.shape)}, which does not broadcast to the shape "
                     f"{tuple(leaf.shape)} of {tree.paths(params, 'params')[index]}"
                 )
-        elif not isinstance(value, float | int):
+        elif not _single(value):
             path = tree.paths(params, "params")[index]
             raise TypeError(f"{label} for {path} is a {type(value).__name__}; give a float or a tensor")
     return values
+
+
+def _single(value: Any) -> bool:
+    """Whether it is a number for all elements of a leaf, or a schedule of such."""
+    return value is None or isinstance(value, float | int) or (callable(value) and not isinstance(value, Tensor))
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
@@ -160,16 +183,16 @@ def _components(name: str, part: Several, value: Any) -> Sequence[Any]:
     return value
 
 
-def _checked(name: str, part: Number | Several, value: Any) -> Any:
+def _checked(name: str, part: Number | Several, value: Any, among: Sequence[Any] = ()) -> Any:
     if isinstance(part, Number):
-        return tree.map(lambda leaf: _checked_leaf(name, part, leaf), value)
-    return tuple(
-        _checked(f"{name}[{i}]", p, v)
-        for i, (p, v) in enumerate(zip(part, _components(name, part, value), strict=True))
-    )
+        return tree.map(lambda leaf: _checked_leaf(name, part, leaf, among), value)
+    values = _components(name, part, value)
+    return tuple(_checked(f"{name}[{i}]", p, v, values) for i, (p, v) in enumerate(zip(part, values, strict=True)))
 
 
-def _checked_leaf(name: str, number: Number, value: Any) -> float | Tensor:
+def _checked_leaf(name: str, number: Number, value: Any, among: Sequence[Any]) -> Any:
+    if (value is None and number.default is None) or (callable(value) and not isinstance(value, Tensor)):
+        return value
     if isinstance(value, Tensor):
         if not value.dtype.is_floating_point:
             raise TypeError(f"{name} is a tensor of {value.dtype}; give a floating-point tensor or a float")
@@ -184,5 +207,7 @@ def _checked_leaf(name: str, number: Number, value: Any) -> float | Tensor:
             return float(value)
         shown = value
     else:
-        raise TypeError(f"{name} takes a float or a floating-point tensor; got {type(value).__name__}: {value!r}")
-    raise ValueError(f"Invalid {number.name}: {shown} ({name} takes numbers in {number.range})")
+        raise TypeError(
+            f"{name} takes a float, a floating-point tensor or a schedule; got {type(value).__name__}: {value!r}"
+        )
+    raise ValueError(f"{number.complaint(shown, among)} ({name} takes numbers in {number.range})")

@@ -19,7 +19,19 @@ from torch import Tensor
 from funcopt.expression import Expression
 from funcopt.observed import wrapped
 
-__all__ = ["abs", "expm1", "log", "maximum", "minimum", "one_minus_power", "reciprocal", "sign", "sqrt", "where"]
+__all__ = [
+    "abs",
+    "expm1",
+    "log",
+    "maximum",
+    "minimum",
+    "one_minus_power",
+    "power",
+    "reciprocal",
+    "sign",
+    "sqrt",
+    "where",
+]
 
 Scalar = float | Tensor
 Number = Any  # the same, or an Expression
@@ -134,6 +146,16 @@ def reciprocal(x: Scalar) -> Scalar:
 def expm1(x: Scalar) -> Scalar:
     """exp(x) - 1 without cancellation near 0."""
     return torch.expm1(x) if isinstance(x, Tensor) else math.expm1(x)
+
+
+def power(base: Scalar, exponent: Scalar) -> Scalar:
+    """base**exponent for base > 0; inf where it is too large, for floats too."""
+    if isinstance(base, Tensor) or isinstance(exponent, Tensor):
+        return torch.pow(base, exponent)  # type: ignore[arg-type]
+    try:
+        return float(base**exponent)
+    except OverflowError:
+        return math.inf
 
 
 def one_minus_power(base: Scalar, exponent: Scalar) -> Scalar:

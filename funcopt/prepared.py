@@ -50,12 +50,15 @@ class Prepared:
             flats: the flat storages that the parameters are in.
         """
         self.opt, self.names, self.params = opt, list(names), list(params)
-        self._keys = [*names, "step"] if counted else list(names)
+        scalars = {slot.name for slot in opt.rule.scalars}
+        self._scalars = [name for name in names if name in scalars]
+        names = [name for name in names if name not in scalars]
+        self._keys = [*names, *self._scalars, "step"] if counted else [*names, *self._scalars]
         there = [all(key in states.get(p, ()) for key in self._keys) for p in params]
         self._members = [p for p, complete in zip(params, there, strict=True) if complete]
         self._states = [states[p] for p in self._members] if self._keys else []
         self._others = [p for p, complete in zip(params, there, strict=True) if not complete]
-        self._plan = self._planned(self._columns(), tables)
+        self._plan = self._planned(names, self._columns(), tables)
         views = {id(p): grad for flat in flats for p, grad in zip(flat.params, flat.grads, strict=True)}
         if self._plan is not None and all(id(p) in views for p in self._members):
             self._plan.fixed = [views[id(p)] for p in self._members]
@@ -63,15 +66,19 @@ class Prepared:
     def _columns(self) -> list[list[Tensor]]:
         return [list(map(itemgetter(key), self._states)) for key in self._keys]
 
-    def _planned(self, columns: list[list[Tensor]], tables: dict[Hashable, Any]) -> Any:
+    def _planned(self, names: Sequence[str], columns: list[list[Tensor]], tables: dict[Hashable, Any]) -> Any:
         """The plan; None where there is no one kernel that takes all of these tensors as they lie."""
         params, rule = self._members, self.opt.rule
-        slots, steps = columns[: len(self.names)], columns[-1] if len(columns) > len(self.names) else []
+        slots, clocks = columns[: len(names)], columns[len(names) :]
+        scalars, steps = clocks[: len(self._scalars)], clocks[-1] if len(clocks) > len(self._scalars) else []
         # A count on the CPU would have to wait for what a device finds.
         waits = "skip" in rule.Coefficients._fields and any(p.device.type != "cpu" for p in params)
-        if not params or waits or len({c.dtype for c in steps}) > 1 or not all(map(_countable, steps)):
+        read = all(
+            len({c.dtype for c in clock}) == 1 and all(map(_countable, clock)) for clock in (*scalars, steps) if clock
+        )
+        if not params or waits or not read:
             return None
-        work = work_in_place(self.opt, self.names, params, slots)
+        work = work_in_place(self.opt, names, params, slots)
         twice = len({id(p) for p in params}) < len(self.params) - len(self._others)
         alike = all(
             isinstance(t, Tensor) and t.layout == torch.strided and t.shape == p.shape and t.device == p.device
@@ -84,7 +91,7 @@ class Prepared:
         from funcopt.kernels.plan import Plan
 
         try:
-            plan = Plan(work, steps, rule.measures, kernels)
+            plan = Plan(work, steps, dict(zip(self._scalars, scalars, strict=True)), rule.measures, kernels)
         except backends.CompilationError:
             return None
         return plan if plan.in_place else None
@@ -113,8 +120,11 @@ class Prepared:
 
     def measure(self, level: int, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> dict[str, Any]:
         """What the rule measures of the gradients at a level, after those before."""
-        measured: dict[str, Any] = self._plan.measure(level, lambda t: coefficients(self.opt.rule, t, hparams, sums))
+        measured: dict[str, Any] = self._plan.measure(level, self._coefficients(hparams, sums))
         return measured
+
+    def _coefficients(self, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> Any:
+        return lambda t, scalars: coefficients(self.opt.rule, t, {**hparams, **scalars}, sums)
 
     @property
     def zeroes(self) -> bool:
@@ -128,7 +138,7 @@ class Prepared:
             hparams: all of them floats.
             sums: what the rule measures of all gradients.
         """
-        sets: list[Any] = self._plan.sets(lambda t: coefficients(self.opt.rule, t, hparams, sums))
+        sets: list[Any] = self._plan.sets(self._coefficients(hparams, sums))
         return sets
 
     def step(self, sets: list[Any], *, zero_grad: bool) -> bool:
@@ -150,10 +160,11 @@ def work_in_place(opt: PureOptimizer, names: Sequence[str], params: list[Tensor]
         params=params,
         grads=[p if p.grad is None else p.grad for p in params],
         slots=slots,
-        present=tuple(slot.name in names for slot in opt.rule.slots),
+        present=tuple(slot.name in names for slot in opt.rule.tensors),
         coefficients=[fields(*[0.0] * len(fields._fields))],
         rows=[0] * len(params),
         donate=True,
+        elementwise=opt.rule.elementwise,
     )
 
 

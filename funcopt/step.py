@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,29 +10,15 @@ from torch import Tensor
 
 from funcopt import backends, hyper, observed
 from funcopt.declaration import Rule
+from funcopt.leaves import Leaves, plain
 from funcopt.ops import where
 
-__all__ = ["Leaves", "coefficients", "measured", "step"]
-
-
-@dataclass(frozen=True)
-class Leaves:
-    """What an optimizer has, flat: lists of one entry a leaf.
-
-    `grads` has None for a leaf that is to be left alone. `slots` has the slots in use, in the rule's order. `columns`
-    has the hparams one component after the other, each a single value or one a leaf (`hyper.PerLeaf`).
-    """
-
-    params: list[Tensor]
-    grads: list[Tensor | None]
-    slots: dict[str, list[Tensor]]
-    steps: list[Tensor]
-    columns: list[Any]
+__all__ = ["coefficients", "measured", "step"]
 
 
 def step(
     rule: Rule,
-    flags: tuple[bool, ...],
+    flags: tuple[Any, ...],
     leaves: Leaves,
     *,
     backend: str,
@@ -50,10 +36,7 @@ def step(
     active = [i for i, g in enumerate(leaves.grads) if g is not None]
     if not active:
         return leaves
-    if sums is None:
-        sums = {}
-        for level in range(len(rule.measures)):
-            sums |= measured(rule, flags, leaves, level, sums, backend=backend)
+    leaves = _numbers(leaves)
     tracing = torch.compiler.is_compiling()
     differentiated = not tracing and observed.differentiated(_tensors(leaves))
     recorded = differentiated or (
@@ -61,33 +44,68 @@ def step(
     )
     donate = donate and not recorded and not observed.transformed()
     with contextlib.nullcontext() if differentiated or tracing else torch.no_grad():
-        sets, rows = _coefficients(rule, leaves, active, tracing, sums)
-        if backends.skipped(sets):
-            return leaves
-        work = backends.Work(
-            update=rule.equation,
-            flags=flags,
-            params=[leaves.params[i] for i in active],
-            grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
-            slots=[[values[i] for i in active] for values in leaves.slots.values()],
-            present=tuple(slot.name in leaves.slots for slot in rule.slots),
-            coefficients=sets,
-            rows=rows,
+        given, restored = plain(rule, leaves)
+        new = _step(
+            rule,
+            flags,
+            given,
+            active,
+            backend=backend,
             donate=donate,
+            advance=advance,
+            tables=tables,
+            sums=sums,
+            differentiated=differentiated,
         )
-        params, slots = backends.run(
-            work, backend, traced=observed.traced(), differentiated=differentiated, tables=tables
-        )
-        return replace(
-            leaves,
-            params=_put(leaves.params, active, params),
-            slots={name: _put(old, active, new) for (name, old), new in zip(leaves.slots.items(), slots, strict=True)},
-            steps=_advance(leaves.steps, active, sets, rows, tracing) if advance else leaves.steps,
-        )
+        return leaves if new is given else restored(new, donate)
+
+
+def _step(
+    rule: Rule,
+    flags: tuple[Any, ...],
+    leaves: Leaves,
+    active: list[int],
+    *,
+    backend: str,
+    donate: bool,
+    advance: bool,
+    tables: dict[Hashable, Any] | None,
+    sums: Mapping[str, Any] | None,
+    differentiated: bool,
+) -> Leaves:
+    """The same of leaves that are dense and real, with numbers that are no schedules; these where it is skipped."""
+    tracing = torch.compiler.is_compiling()
+    if sums is None:
+        sums = {}
+        for level in range(len(rule.measures)):
+            sums |= _measured(rule, flags, leaves, level, sums, backend=backend)
+    sets, rows = _coefficients(rule, leaves, active, tracing, sums)
+    if backends.skipped(sets):
+        return leaves
+    work = backends.Work(
+        update=rule.equation,
+        flags=flags,
+        params=[leaves.params[i] for i in active],
+        grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
+        slots=[[values[i] for i in active] for values in leaves.slots.values()],
+        present=tuple(slot.name in leaves.slots for slot in rule.tensors),
+        coefficients=sets,
+        rows=rows,
+        donate=donate,
+        elementwise=rule.elementwise,
+    )
+    params, slots = backends.run(work, backend, traced=observed.traced(), differentiated=differentiated, tables=tables)
+    return replace(
+        leaves,
+        params=_put(leaves.params, active, params),
+        slots={name: _put(old, active, new) for (name, old), new in zip(leaves.slots.items(), slots, strict=True)},
+        steps=_advance(leaves.steps, active, sets, rows, tracing) if advance else leaves.steps,
+        scalars={name: _renewed(name, column, active, sets, rows, tracing) for name, column in leaves.scalars.items()},
+    )
 
 
 def measured(
-    rule: Rule, flags: tuple[bool, ...], leaves: Leaves, level: int, sums: Mapping[str, Any], *, backend: str
+    rule: Rule, flags: tuple[Any, ...], leaves: Leaves, level: int, sums: Mapping[str, Any], *, backend: str
 ) -> dict[str, Any]:
     """What the rule measures of the gradients of these leaves: floats, or 0-d float64 tensors where one has to wait.
 
@@ -99,6 +117,12 @@ def measured(
         sums: what has been measured at the levels before.
         backend: as for a step.
     """
+    return _measured(rule, flags, plain(rule, _numbers(leaves))[0], level, sums, backend=backend)
+
+
+def _measured(
+    rule: Rule, flags: tuple[Any, ...], leaves: Leaves, level: int, sums: Mapping[str, Any], *, backend: str
+) -> dict[str, Any]:
     active = [i for i, g in enumerate(leaves.grads) if g is not None]
     tracing = torch.compiler.is_compiling()
     differentiated = not tracing and observed.differentiated(_tensors(leaves))
@@ -114,10 +138,35 @@ def measured(
             coefficients=sets,
             rows=rows,
             donate=False,
+            elementwise=rule.elementwise,
         )
         return backends.measure(
             work, rule.measures[level], backend, traced=observed.traced(), differentiated=differentiated
         )
+
+
+def _numbers(leaves: Leaves) -> Leaves:
+    """The leaves with numbers in the place of schedules, those of the steps they have taken."""
+
+    def now(value: Any, leaf: int) -> Any:
+        if not callable(value):
+            return value
+        count = leaves.steps[leaf]
+        return value(int(count) if observed.readable(count) and not observed.traced() else _float64(count))
+
+    if not any(any(map(callable, c)) if isinstance(c, hyper.PerLeaf) else callable(c) for c in leaves.columns):
+        return leaves
+    columns = []
+    for column in leaves.columns:
+        if isinstance(column, hyper.PerLeaf):
+            if any(map(callable, column)):
+                column = hyper.PerLeaf([now(value, leaf) for leaf, value in enumerate(column)])
+        elif callable(column):
+            same = _same(leaves.steps, torch.compiler.is_compiling())
+            values = {first: now(column, first) for first in dict.fromkeys(same)}
+            column = values[0] if len(values) == 1 else hyper.PerLeaf([values[first] for first in same])
+        columns.append(column)
+    return replace(leaves, columns=columns)
 
 
 def _put(old: list[Tensor], active: list[int], new: list[Tensor]) -> list[Tensor]:
@@ -142,6 +191,20 @@ def _advance(
             skip = skips[row]
             new[key] = steps[i] + ((1 - skip).to(steps[i]) if isinstance(skip, Tensor) else 1 - (skip or 0))
     return _put(steps, active, [new[key] for key in keys])
+
+
+def _renewed(
+    name: str, old: list[Tensor], active: list[int], sets: list[tuple[Any, ...]], rows: list[int], tracing: bool
+) -> list[Tensor]:
+    """The new values of a slot that is a scalar; leaves that shared one, and their coefficients, share the next."""
+    new: dict[tuple[int, int], Tensor] = {}
+    keys = list(zip(_same([old[i] for i in active], tracing), rows, strict=True))
+    for i, key in zip(active, keys, strict=True):
+        if key not in new:
+            found = sets[key[1]]
+            value = where(getattr(found, "skip", 0.0) != 0, old[i], getattr(found, name))
+            new[key] = value.to(old[i]) if isinstance(value, Tensor) else torch.full_like(old[i], value)
+    return _put(old, active, [new[key] for key in keys])
 
 
 def _same(values: list[Any], tracing: bool) -> list[int]:
@@ -169,15 +232,21 @@ def _coefficients(
     They are worked out in float64: from Python floats where every number can be read without waiting, else as tensors,
     differentiable. Leaves with the same step number and the same hparams share a set.
     """
-    counts = [leaves.steps[i] for i in active]
+    clocks = {"step": leaves.steps, **leaves.scalars}  # what changes by itself from step to step
+    clocks = {name: [column[i] for i in active] for name, column in clocks.items()}
     columns = [
         hyper.PerLeaf([column[i] for i in active]) if isinstance(column, hyper.PerLeaf) else _scalar(column, tracing)
         for column in leaves.columns
     ]
-    same = _same(counts, tracing)
-    read = {k: counts[k].item() + 1 for k in set(same) if not tracing and observed.readable(counts[k])}
-    # A step number stands for itself, a count that cannot be read for its place, which is negative to differ.
-    keys: list[list[Any]] = [[read.get(k, -k) for k in same]]
+    now: dict[str, list[Any]] = {}  # a number where it can be read, else a tensor
+    keys: list[list[Any]] = []
+    for name, clock in clocks.items():
+        same = _same(clock, tracing)
+        read = {
+            k: clock[k].item() if not tracing and observed.readable(clock[k]) else _float64(clock[k]) for k in set(same)
+        }
+        now[name] = [read[k] for k in same]
+        keys.append([(k,) if isinstance(read[k], Tensor) else read[k] for k in same])
     keys += [_same(column, tracing) for column in columns if isinstance(column, hyper.PerLeaf)]
     sets: list[tuple[Any, ...]] = []
     found: dict[tuple[Any, ...], int] = {}
@@ -185,25 +254,27 @@ def _coefficients(
     for leaf, key in enumerate(zip(*keys, strict=True)):
         if key not in found:
             found[key] = len(sets)
-            t = read[same[leaf]] if same[leaf] in read else _float64(counts[leaf]) + 1
             own = [_scalar(c[leaf], tracing) if isinstance(c, hyper.PerLeaf) else c for c in columns]
-            sets.append(coefficients(rule, t, hyper.nest(rule.hparams, own), sums))
+            scalars = {name: values[leaf] for name, values in now.items() if name != "step"}
+            sets.append(coefficients(rule, now["step"][leaf] + 1, hyper.nest(rule.hparams, own) | scalars, sums))
         rows.append(found[key])
     return sets, rows
 
 
-def coefficients(rule: Rule, t: Any, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The coefficients of step t = 1, 2, …; what has not been measured yet counts as 0."""
+def coefficients(rule: Rule, t: Any, numbers: Mapping[str, Any], sums: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The coefficients of step t = 1, 2, …, of hparams and scalars; what has not been measured yet counts as 0."""
     measured = {name: sums.get(name, 0.0) for level in rule.measures for name in level}
-    found = rule.coefficients(t, **hparams, **measured)
+    found = rule.coefficients(t, **numbers, **measured)
     if isinstance(skip := found.get("skip"), Tensor):
         # Nobody will see the other coefficients of a step that is skipped, but their derivatives must be finite.
         safe = {name: where(skip != 0, 0.0, value) for name, value in measured.items()}
-        found = {**rule.coefficients(t, **hparams, **safe), "skip": skip}
+        found = {**rule.coefficients(t, **numbers, **safe), "skip": skip}
     return rule.Coefficients(**found)  # type: ignore[no-any-return]
 
 
 def _scalar(value: Any, tracing: bool) -> Any:
+    if value is None:
+        return None
     if isinstance(value, Tensor):
         return value.item() if not tracing and value.dim() == 0 and observed.readable(value) else _float64(value)
     # A tracer makes a constant of a float, and a new graph for the next one; of a product with a tensor it does not.
@@ -217,4 +288,6 @@ def _float64(value: Tensor) -> Tensor:
 def _tensors(leaves: Leaves) -> list[Tensor]:
     numbers = [v for c in leaves.columns for v in (c if isinstance(c, hyper.PerLeaf) else [c]) if isinstance(v, Tensor)]
     grads = [g for g in leaves.grads if g is not None]
-    return [*leaves.params, *grads, *(s for slot in leaves.slots.values() for s in slot), *leaves.steps, *numbers]
+    slots = [s for slot in leaves.slots.values() for s in slot if s is not None]
+    scalars = [s for column in leaves.scalars.values() for s in column]
+    return [*leaves.params, *grads, *slots, *leaves.steps, *scalars, *numbers]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from funcopt import backends, hyper, memory, observed
 from funcopt.flat import Flat, check, flats
+from funcopt.leaves import Leaves
 from funcopt.prepared import Prepared, let_go, work_in_place
-from funcopt.step import Leaves, measured, step
+from funcopt.step import measured, step
 
 __all__ = ["Stepper"]
 
@@ -97,6 +98,8 @@ class Stepper:
         if group.get("differentiable") or observed.traced() or observed.transformed():
             return None
         opt = self.optimizer._pure(group)
+        if not opt.rule.elementwise:
+            return None
         hparams = self.optimizer._numbers(opt.rule, group)
         floats = {name: _as_float(name, value) for name, value in hparams.items()}
         if None in floats.values():
@@ -104,6 +107,8 @@ class Stepper:
         names = opt.rule.slots_for(hparams, opt.flags)
         kept = self._kept.get(index)
         grads = None if kept is None else kept.serves(opt, names, group["params"])
+        if grads is None and any(map(_unusual, group["params"])):
+            return None
         if kept is None or grads is None:
             self._places = []
             tables, storages = self.tables.setdefault(index, {}), self._storages(index, group)
@@ -161,6 +166,7 @@ class Stepper:
         pure = self.optimizer._pure(group)
         numbers = self.optimizer._numbers(pure.rule, group)
         slots = pure.rule.slots_for(numbers, pure.flags)
+        scalars = [slot.name for slot in pure.rule.scalars if slot.name in slots]
         states = [self.optimizer._state_of(p, group, slots) for p in params]
         in_place = not group.get("differentiable")
         counts = [state["step"] for state in states]
@@ -168,9 +174,10 @@ class Stepper:
         leaves = Leaves(
             params=params if in_place else [p.clone() for p in params],  # autograd keeps what the step reads
             grads=[p.grad for p in params],
-            slots={name: [state[name] for state in states] for name in slots},
+            slots={name: [state[name] for state in states] for name in slots if name not in scalars},
             steps=counts,
             columns=hyper.columns(pure.rule.hparams, numbers),
+            scalars={name: [state[name] for state in states] for name in scalars},
         )
         new = step(
             pure.rule,
@@ -192,8 +199,9 @@ class Stepper:
         for i, p in enumerate(params):
             if new.params[i] is not p:  # differentiable, or somebody is looking on
                 p.copy_(new.params[i])
-            kept = {"step": counts[i]} if self.optimizer._counts else {}
-            kept |= {name: values[i] for name, values in new.slots.items()}
+            kept = {"step": self.optimizer._counted(counts[i])} if self.optimizer._counts else {}
+            kept |= {name: values[i] for name, values in new.slots.items() if values[i] is not None}
+            kept |= {name: states[i][name].copy_(values[i]) for name, values in new.scalars.items()}
             if kept:
                 self.optimizer.state[p].update(kept)
 
@@ -202,30 +210,55 @@ class Stepper:
 
         Nothing is changed by then.
         """
-        slots = self.optimizer._slots(group)
+        rule, slots = self.optimizer._rule_of(group), self.optimizer._slots(group)
         params = [p for p in group["params"] if p.grad is not None]
+        shaped = {slot.name: slot for slot in rule.tensors if slot.name in slots}
         for p in params:
-            if not _fits(p.grad, p):
+            self._check_kind(group, p)
+            if not _fits(p.grad, p, tuple(p.shape)) and not (_sparse(p.grad) and p.grad.shape == p.shape):
                 raise RuntimeError(self._misfit(group, p, "grad", p.grad))
             own = self.optimizer.state.get(p, {})
-            for name in slots:
-                if own.get(name) is not None and not _fits(own[name], p):
+            for name, slot in shaped.items():
+                if own.get(name) is not None and not _fits(own[name], p, slot.shape_for(p)):
                     raise RuntimeError(self._misfit(group, p, name, own[name]))
         if self.optimizer._backend == "compile" and not group.get("differentiable") and not observed.traced():
+            params = [p for p in params if not _unusual(p)]
             states = [self.optimizer._state_of(p, group, slots) for p in params]
-            there = [[state[name] for state in states] for name in slots]
-            backends.ready(work_in_place(self.optimizer._pure(group), slots, params, there))
+            there = [[state[name] for state in states] for name in shaped]
+            backends.ready(work_in_place(self.optimizer._pure(group), list(shaped), params, there))
+
+    def _check_kind(self, group: Mapping[str, Any], p: Tensor) -> None:
+        """Raise RuntimeError where the rule does not take such a parameter, or such a gradient."""
+        rule, name = self.optimizer._rule_of(group), type(self.optimizer).__name__
+        if p.is_complex() and not rule.complex:
+            raise RuntimeError(f"{name} does not support complex parameters; {self._name(group, p)} is one")
+        if not _sparse(p.grad):
+            if not self.optimizer._dense:
+                raise RuntimeError(
+                    f"{name} does not support dense gradients, please consider Adam instead; parameter "
+                    f"{self._name(group, p)} has one"
+                )
+            return
+        if rule.rows is None:
+            raise RuntimeError(
+                f"{name} does not support sparse gradients; parameter {self._name(group, p)} has one: consider "
+                "SparseAdam, SGD or Adagrad, or make it dense"
+            )
+        if _as_float("weight_decay", self.optimizer._numbers(rule, group).get("weight_decay", 0.0)) != 0:
+            raise RuntimeError(
+                "weight_decay option is not compatible with sparse gradients; parameter "
+                f"{self._name(group, p)} has one: put it in a group with weight_decay=0"
+            )
 
     def _misfit(self, group: Mapping[str, Any], p: Tensor, name: str, t: Tensor) -> str:
-        index = next(i for i, own in enumerate(group["params"]) if own is p)
-        param = _names(group)[index]
-        if t.layout != torch.strided:
-            return f"{type(self.optimizer).__name__} does not support sparse gradients; parameter {param} has one"
         return (
-            f"parameter {param} cannot be updated: its {name} is {t.dtype} of shape {tuple(t.shape)} on {t.device}, "
-            f"and the parameter {p.dtype} of shape {tuple(p.shape)} on {p.device}; all must be floating-point, of one "
-            "shape, and in one place"
+            f"parameter {self._name(group, p)} cannot be updated: its {name} is {t.dtype} of shape {tuple(t.shape)} on "
+            f"{t.device}, and the parameter {p.dtype} of shape {tuple(p.shape)} on {p.device}; all must be "
+            "floating-point or all complex, of one shape, and in one place"
         )
+
+    def _name(self, group: Mapping[str, Any], p: Tensor) -> str:
+        return _names(group)[next(i for i, own in enumerate(group["params"]) if own is p)]
 
     # ---- flat storage -----------------------------------------------------------------------------------------------
 
@@ -293,12 +326,20 @@ def _names(group: Mapping[str, Any]) -> list[str]:
     return group.get("param_names") or [f"{index} of its group" for index in range(len(group["params"]))]
 
 
-def _fits(t: Any, p: Tensor) -> bool:
+def _fits(t: Any, p: Tensor, shape: tuple[int, ...] | None) -> bool:
     """Whether a gradient or a slot is such as the step of a parameter takes: it looks no further."""
-    return bool(
-        t.shape == p.shape and t.device == p.device and t.layout == torch.strided
-        and t.dtype.is_floating_point and p.dtype.is_floating_point
-    )  # fmt: skip
+    numbers = all(dtype.is_floating_point or dtype.is_complex for dtype in (t.dtype, p.dtype))
+    alike = t.shape == shape and t.dtype.is_complex == p.dtype.is_complex
+    return bool(numbers and alike and t.device == p.device and t.layout == torch.strided)
+
+
+def _sparse(g: Any) -> bool:
+    return bool(g.layout == torch.sparse_coo)
+
+
+def _unusual(p: Tensor) -> bool:
+    """Whether a parameter is complex, or has a sparse gradient: no kernel steps it as it is."""
+    return p.is_complex() or (p.grad is not None and p.grad.layout != torch.strided)
 
 
 def _rounds(params: list[Tensor]) -> Iterator[list[Tensor]]:

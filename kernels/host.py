@@ -35,6 +35,19 @@ template <typename T> static int32_t advance(const int64_t *addresses, int64_t c
   return alike;
 }
 
+template <typename T>
+static void write(const int64_t *addresses, int64_t counts, const double *values, const int64_t *rows) {
+  for (int64_t k = 0; k < counts; ++k) *reinterpret_cast<T *>(addresses[k]) = T(values[rows[k]]);
+}
+
+extern "C" void write_float32(const int64_t *a, int64_t n, const double *v, const int64_t *r) {
+  write<float>(a, n, v, r);
+}
+
+extern "C" void write_float64(const int64_t *a, int64_t n, const double *v, const int64_t *r) {
+  write<double>(a, n, v, r);
+}
+
 extern "C" int32_t float32(const int64_t *a, int64_t n, double by, double *v) { return advance<float>(a, n, by, v); }
 extern "C" int32_t float64(const int64_t *a, int64_t n, double by, double *v) { return advance<double>(a, n, by, v); }
 
@@ -80,13 +93,13 @@ extern "C" int32_t look(
 
 
 class Counts:
-    """Step counts on the CPU: 0-d tensors of one dtype, float32 or float64, which stay where they are."""
+    """Step counts, or other scalars, on the CPU: 0-d tensors of float32 or float64, which stay where they are."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
         self._addresses = array("q", [t.data_ptr() for t in tensors])
         self._values = array("d", bytes(8 * len(tensors)))
-        self._call = _counting(str(tensors[0].dtype).removeprefix("torch."))
+        self._call, self._write = _counting(str(tensors[0].dtype).removeprefix("torch."))
 
     def read(self) -> list[float]:
         """Their values; one for all where they are the same."""
@@ -102,20 +115,35 @@ class Counts:
         else:
             self._run(self._addresses if active is None else array("q", [self._addresses[i] for i in active]), 1.0)
 
+    def write(self, values: list[float], rows: list[int], active: list[int] | None = None) -> None:
+        """Give each the value of its row, all of them or those at these places."""
+        places = range(len(self.tensors)) if active is None else active
+        if self._write is None:
+            for i in places:
+                self.tensors[i].fill_(values[rows[i]])
+            return
+        addresses = self._addresses if active is None else array("q", [self._addresses[i] for i in active])
+        own = array("q", rows if active is None else [rows[i] for i in active])
+        numbers = array("d", values)
+        self._write(addresses.buffer_info()[0], len(addresses), numbers.buffer_info()[0], own.buffer_info()[0])
+
     def _run(self, addresses: "array[int]", by: float) -> int:
         assert self._call is not None
         return self._call(addresses.buffer_info()[0], len(addresses), by, self._values.buffer_info()[0])
 
 
 @functools.cache
-def _counting(dtype: str) -> Callable[[int, int, float, int], int] | None:
-    """The compiled call; None where there is no compiler."""
+def _counting(dtype: str) -> tuple[Callable[..., int] | None, Callable[..., None] | None]:
+    """The compiled calls that read and advance, and that write; None where there is no compiler."""
     try:
-        call = getattr(cpu.library(SOURCE), dtype)
+        library = cpu.library(SOURCE)
     except CompilationError:
-        return None
-    call.argtypes, call.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p], ctypes.c_int32
-    return call  # type: ignore[no-any-return]
+        return None, None
+    read, write = getattr(library, dtype), getattr(library, f"write_{dtype}")
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    read.argtypes, read.restype = [pointer, integer, ctypes.c_double, pointer], ctypes.c_int32
+    write.argtypes, write.restype = [pointer, integer, pointer, pointer], None
+    return read, write
 
 
 # ---- tensors --------------------------------------------------------------------------------------------------------

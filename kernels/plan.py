@@ -18,8 +18,8 @@ from funcopt.kernels.host import Counts, Seen
 __all__ = ["Plan"]
 
 
-# From the step number t = 1, 2, … to the scalars of the equation.
-Coefficients = Callable[[float], tuple[Any, ...]]
+# From the step number t = 1, 2, … and the slots that are scalars to the scalars of the equation.
+Coefficients = Callable[[float, Mapping[str, float]], Any]
 
 
 class Plan:
@@ -30,13 +30,19 @@ class Plan:
     """
 
     def __init__(
-        self, work: Work, steps: list[Tensor], measures: Sequence[Mapping[str, Measure]], kernels: Kernels
+        self,
+        work: Work,
+        steps: list[Tensor],
+        scalars: Mapping[str, list[Tensor]],
+        measures: Sequence[Mapping[str, Measure]],
+        kernels: Kernels,
     ) -> None:
         """Prepare steps like this one.
 
         Args:
             work: to be done in place; its gradients and coefficients stand for those of later steps.
             steps: the step counts, 0-d on the CPU and of one dtype; none where no step is the first.
+            scalars: the slots that are scalars, as the counts are.
             measures: of the gradients, see `Rule.measures`.
             kernels: what runs them.
 
@@ -45,7 +51,7 @@ class Plan:
         """
         self.steps, self.bound = steps, kernels.bound
         self.work = replace(work, grads=[])  # gradients belong to the step that they are for
-        self.columns = [work.params, *work.slots, *([steps] if steps else [])]
+        self.columns = [work.params, *work.slots, *scalars.values(), *([steps] if steps else [])]
         self.tensors = [t for column in self.columns for t in column]
         self.tables = table.tables(work)
         self.kernels = {False: [kernels.bound(work, part) for part in self.tables]}  # by whether gradients are zeroed
@@ -61,8 +67,9 @@ class Plan:
             part.inputs.clear()
             part.outputs.clear()
         self.rows = self.alike = [0] * len(work.params)
-        self.written = self.tensors[: len(self.tensors) - len(steps)]
+        self.written = [t for column in self.columns[: 1 + len(work.slots)] for t in column]
         self.counts = Counts(steps) if steps else None
+        self.scalars = {name: Counts(column) for name, column in scalars.items()}
 
     def ready(self, tensors: list[Tensor], grads: list[Tensor | None]) -> bool:
         """Whether the plan serves for these tensors; the tables then have the addresses of the gradients.
@@ -98,14 +105,17 @@ class Plan:
 
     def sets(self, coefficients: Coefficients) -> list[Any]:
         """The distinct sets of coefficients; the tables then have the row of each leaf."""
-        past = self.counts.read() if self.counts is not None else [1.0]
-        places = {count: place for place, count in enumerate(dict.fromkeys(past))}
-        rows = [places[count] for count in past] if len(places) > 1 else self.alike
+        clocks = [[1.0] if self.counts is None else self.counts.read(), *(s.read() for s in self.scalars.values())]
+        if any(len(clock) > 1 for clock in clocks):
+            clocks = [clock * (len(self.alike) // len(clock)) for clock in clocks]
+        past = list(zip(*clocks, strict=True))
+        places = {now: place for place, now in enumerate(dict.fromkeys(past))}
+        rows = [places[now] for now in past] if len(places) > 1 else self.alike
         if rows is not self.rows:
             for part in self.tables:
                 part.set(table.OWN, rows)
             self.rows = rows
-        return [coefficients(count + 1) for count in places]
+        return [coefficients(count + 1, dict(zip(self.scalars, scalars, strict=True))) for count, *scalars in places]
 
     def measure(self, level: int, coefficients: Coefficients) -> dict[str, Any]:
         """The measures of a level, of the gradients that `ready` has been asked for."""
@@ -138,6 +148,8 @@ class Plan:
             kernel(sets)
         if self.counts is not None:
             self.counts.advance(self.active)
+        for name, column in self.scalars.items():
+            column.write([float(getattr(cs, name)) for cs in sets], self.rows, self.active)
         written = self.written
         if self.active is not None:
             written = [column[i] for column in self.columns[: 1 + len(self.work.slots)] for i in self.active]

@@ -6,6 +6,14 @@ from funcopt.rules import RULES
 
 # Where a rule's default switches a part of it off, or a flag asks for more.
 NUMBERS = {
+    "adadelta": {"rho": 0.8, "weight_decay": 0.1},
+    "adagrad": {"lr": 0.1, "lr_decay": 0.5, "weight_decay": 0.1, "initial_accumulator_value": 0.1},
+    "adamax": {"lr": 0.1, "weight_decay": 0.1},
+    "asgd": {"lr": 0.1, "lambd": 0.1, "t0": 1.0, "weight_decay": 0.1},
+    "nadam": {"lr": 0.1, "weight_decay": 0.1},
+    "radam": {"lr": 0.1, "betas": (0.9, 0.6), "weight_decay": 0.1},
+    "rmsprop": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
+    "rprop": {"lr": 0.1},
     "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
     "adam": {"lr": 0.1, "weight_decay": 0.1},
     "adamw": {"lr": 0.1, "weight_decay": 0.1},

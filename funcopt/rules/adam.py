@@ -15,8 +15,8 @@ As torch.optim.Adam, AMSGrad takes the maximum of the uncorrected v. References:
 https://openreview.net/forum?id=ryQu7f-RZ
 """
 
-from funcopt.core import rule
 from funcopt.declaration import Slot
+from funcopt.factory import rule
 from funcopt.hyper import Spec, fraction, nonnegative
 from funcopt.ops import maximum, one_minus_power, sqrt
 

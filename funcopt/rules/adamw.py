@@ -15,7 +15,7 @@ As torch.optim.AdamW, the decay is multiplied by lr, the paper's schedule multip
 https://arxiv.org/abs/1711.05101
 """
 
-from funcopt.core import rule
+from funcopt.factory import rule
 from funcopt.hyper import nonnegative
 from funcopt.rules.adam import adam_coefficients, adam_hparams, adam_slots, adam_step
 

@@ -10,14 +10,15 @@ For each parameter p with gradient g at step t = 1, 2, …:
 Numbers (`opt.hparams`): lr, the learning rate, in [0, inf), 1e-3; momentum = μ in [0, inf), 0; dampening = τ, any, 0;
 weight_decay = λ in [0, inf), 0. Flags: nesterov (needs μ > 0 and τ = 0), decoupled_weight_decay, maximize.
 
-The state has `momentum_buffer` unless momentum is the Python number 0. References: "On the importance of initialization
-and momentum in deep learning", ICML 2013; decoupled decay: https://arxiv.org/abs/1711.05101, algorithm 1
+The state has `momentum_buffer` unless momentum is the Python number 0. A gradient may be sparse. References: "On the
+importance of initialization and momentum in deep learning", ICML 2013; decoupled decay:
+https://arxiv.org/abs/1711.05101, algorithm 1
 """
 
 from torch import Tensor
 
-from funcopt.core import rule
 from funcopt.declaration import Slot
+from funcopt.factory import rule
 from funcopt.hyper import Number, nonnegative
 from funcopt.ops import where
 
@@ -78,5 +79,6 @@ sgd = rule(
     coefficients=coefficients,
     update=update,
     check=check,
+    rows=lambda numbers: all(_is(numbers[name], lambda n: n == 0) for name in ("momentum", "weight_decay")),
     doc=__doc__,
 )

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from funcopt import hyper
-from funcopt.core import Factory, PureOptimizer
+from funcopt.core import PureOptimizer
 from funcopt.declaration import Rule
+from funcopt.factory import Factory
 from funcopt.hyper import Number
 
 __all__ = ["allowed", "flags", "hparams", "number", "numbers", "some_allowed"]
@@ -46,7 +47,7 @@ def _values(declared: Number, nonzero: bool) -> list[list[float]]:
     def kept(values: Iterable[float]) -> list[float]:
         return [float(x) for x in values if x in declared and not (nonzero and x == 0)]
 
-    default = declared.default if math.isfinite(declared.default) else 0.0
+    default = 1e-8 if declared.default is None else declared.default if math.isfinite(declared.default) else 0.0
     scale = kept([0.0, *(10.0**-e for e in (8, 6, 4, 3, 2, 1, 10, 12))])
     if declared.low >= 0 and 0 < default < 1e-4 and scale:
         return [scale]

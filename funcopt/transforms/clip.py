@@ -18,7 +18,7 @@ def coefficients(squares, max_norm):
     return {"factor": minimum(max_norm / (sqrt(squares) + 1e-6), 1.0)}
 
 
-def before(g, c):
+def before(p, g, c):
     return c.factor * g
 
 

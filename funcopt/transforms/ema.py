@@ -17,9 +17,9 @@ def coefficients(ema_decay):
     return {"weight": 1 - ema_decay}
 
 
-def after(p, slots, c):
+def after(old, g, p, slots, c):
     (average,) = slots
-    return (average + c.weight * (p - average),)
+    return p, (average + c.weight * (p - average),)
 
 
 layer = Layer(

@@ -25,8 +25,14 @@ class Layer:
         measures: sums over all elements of all gradients, as they come to this layer: x ↦ what is summed, in float64.
         coefficients: `(**measures, **hparams) -> dict` of scalars, for `before` and `after`. One named "skip" that is
             not 0 makes the step leave everything as it is, the step count too.
-        before: `(g, c) -> g`, what becomes of a gradient before the equation sees it.
-        after: `(p, slots, c) -> slots`, the layer's own slots after the equation gave a new p.
+        before: `(p, g, c) -> g`, what becomes of a gradient before the equation sees it.
+        weights: `(p, c) -> p`, what becomes of the parameter before.
+        after: `(old, g, p, slots, c) -> (p, slots)`, what becomes of the new p that the equation gave for the old one,
+            and of the layer's own slots.
+        takes: numbers of the optimizer inside that `coefficients` takes too, such as "lr".
+        time: whether `coefficients` takes t, the number of the step.
+        elementwise: whether these are functions of elements; if not, of whole tensors, and run by torch everywhere.
+        complex: whether parameters may be complex.
     """
 
     name: str
@@ -34,8 +40,13 @@ class Layer:
     slots: tuple[Slot, ...] = ()
     measures: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     coefficients: Callable[..., dict[str, Any]] = dict
-    before: Callable[[Any, Any], Any] | None = None
-    after: Callable[[Any, tuple[Any, ...], Any], tuple[Any, ...]] | None = None
+    before: Callable[[Any, Any, Any], Any] | None = None
+    weights: Callable[[Any, Any], Any] | None = None
+    after: Callable[..., tuple[Any, tuple[Any, ...]]] | None = None
+    takes: tuple[str, ...] = ()
+    time: bool = False
+    elementwise: bool = True
+    complex: bool = True
 
     def __post_init__(self) -> None:
         LAYERS[self.name] = self
@@ -62,6 +73,9 @@ def layered(opt: PureOptimizer, layer: Layer, prefix: str = "", **defaults: floa
     if not isinstance(prefix, str) or not (prefix + "x").isidentifier():
         raise TypeError(f"{layer.name}: prefix is the beginning of a name, such as 'outer_'; got {prefix!r}")
     hyper.validate(layer.name, layer.hparams, defaults)
+    for name in layer.takes:
+        if name not in opt.rule.hparams:
+            raise TypeError(f"{layer.name} needs an optimizer with {name!r}; {opt.rule.name} has none")
     return replace(opt, rule=_rule(opt.rule, layer, prefix, tuple((n, float(v)) for n, v in defaults.items())))
 
 
@@ -70,7 +84,10 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
     """The rule with the layer around it: the same for the same arguments, so that its kernels are compiled once."""
     given = dict(defaults)
     numbers = {prefix + n: replace(part, default=given.get(n, part.default)) for n, part in layer.hparams.items()}
-    slots = tuple(replace(slot, name=prefix + slot.name) for slot in layer.slots)
+    slots = tuple(
+        replace(slot, name=prefix + slot.name, init=prefix + slot.init if slot.init in layer.hparams else slot.init)  # type: ignore[operator]
+        for slot in layer.slots
+    )
     taken = {"step", "backend", *inner.hparams, *inner.flags, *(slot.name for slot in inner.slots)}
     for name in (*numbers, *(slot.name for slot in slots)):
         if name in taken:
@@ -84,6 +101,7 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
     def coefficients(t: Any, **values: Any) -> dict[str, Any]:
         mine = {name.removeprefix(own): values.pop(name) for name in measured}
         mine |= {name: values.pop(prefix + name) for name in layer.hparams}
+        mine |= {name: values[name] for name in layer.takes} | ({"t": t} if layer.time else {})
         out, scalars = inner.coefficients(t, **values), layer.coefficients(**mine)
         if "skip" in scalars:
             skip = scalars.pop("skip")
@@ -93,23 +111,27 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
     def scalars_of(c: Any) -> Any:
         return Own(*[getattr(c, own + field) for field in mine])
 
-    def before(g: Any, c: Any) -> Any:
-        return g if layer.before is None else layer.before(g, scalars_of(c))
+    def before(p: Any, g: Any, c: Any) -> Any:
+        return g if layer.before is None else layer.before(p, g, scalars_of(c))
 
     def update(p: Any, g: Any, *rest: Any) -> Any:
-        inside, mine, (c, *flags) = rest[: len(inner.slots)], rest[len(inner.slots) :][: len(slots)], rest[count:]
-        p, new = inner.update(p, before(g, c), *inside, c, *flags)
-        return p, new if layer.after is None else (*new, *layer.after(p, mine, scalars_of(c)))
+        inside, mine, (c, *flags) = rest[: len(inner.tensors)], rest[len(inner.tensors) : count], rest[count:]
+        own, g = scalars_of(c), before(p, g, c)
+        new_p, new = inner.update(p if layer.weights is None else layer.weights(p, own), g, *inside, c, *flags)
+        if layer.after is None:
+            return new_p, new
+        new_p, changed = layer.after(p, g, new_p, mine, own)
+        return new_p, (*new, *changed)
 
-    count = len(inner.slots) + len(slots)
+    count = len(inner.tensors) + len(slots)
     levels = tuple({n: m.after(before) for n, m in level.items()} for level in inner.measures)
     if measured and layer.before is None and levels:
         levels = ({**measured, **levels[0]}, *levels[1:])  # what changes no gradient is measured with what comes next
     elif measured:
         levels = (measured, *levels)
     hparams = {**inner.hparams, **numbers}
-    sums = {name: 0.0 for level in levels for name in level}
-    fields = list(coefficients(1.0, **hyper.validate(inner.name, hparams, {}), **sums))
+    others = [*(name for level in levels for name in level), *(slot.name for slot in inner.scalars)]
+    fields = list(coefficients(1.0, **hyper.validate(inner.name, hparams, {}), **dict.fromkeys(others, 0.0)))
     mine = [name.removeprefix(own) for name in fields if name.startswith(own)]
     Own: Any = namedtuple("Own", mine)  # type: ignore[misc]  # what `before` and `after` see
     return replace(
@@ -123,8 +145,16 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
         Coefficients=namedtuple("_".join(["Coefficients", *fields]), fields),
         doc=f"{inner.name} with {layer.name} around it; see funcopt.transforms.{layer.name}.",
         layers=inner.layers + 1,
+        elementwise=inner.elementwise and layer.elementwise,
+        complex=inner.complex and layer.complex,
+        # What a layer does to a parameter it does to those elements too that have no gradient.
+        rows=inner.rows if layer.weights is None and layer.after is None else inner.rows and _never,
         made=(_again, (inner, layer.name, prefix, defaults)),
     )
+
+
+def _never(numbers: Mapping[str, Any]) -> bool:
+    return False
 
 
 def _again(inner: Rule, layer: str, prefix: str, defaults: tuple[tuple[str, float], ...]) -> Rule:

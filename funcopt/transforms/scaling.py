@@ -11,7 +11,7 @@ layer = Layer(
     "unscale",
     hparams={"grad_scale": Number(1.0, "grad_scale", low=0.0)},
     coefficients=lambda grad_scale: {"inverse": reciprocal(grad_scale)},
-    before=lambda g, c: c.inverse * g,
+    before=lambda p, g, c: c.inverse * g,
 )
 
 found = Layer(
