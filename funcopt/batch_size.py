@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from funcopt import schedules
-from funcopt.schedule import list_of, within
+from funcopt.scheduling import list_of, within
 
 __all__ = ["BatchSizeLRScheduler"]
 

@@ -2,7 +2,8 @@
 
 `cosine(1e-3, T_max=100)` is a function `step -> number`. Step 0 is the first step of the optimizer, and at every step a
 schedule has the value that torch's scheduler of its name sets, to rounding; where it has not, it says so. The arguments
-are torch's too, with its names and defaults, after the learning rate. A rate that never changes is a plain number.
+are torch's too, with its names and defaults, after the learning rate. A rate that never changes is a plain number, and
+what takes no steps is over at once (torch's schedulers with `total_iters=0` never are).
 
 The step is a number or a tensor: one of `torch.vmap`'s batch, or `torch.arange(100)`. Each number among the arguments
 may be a 0-d tensor, and the value is differentiable in it: at a kink with the derivative of one side or the mean of
@@ -23,7 +24,7 @@ from typing import Annotated, Any
 
 from funcopt.ops import Scalar, cos, expm1, floor, log1p, minimum, sqrt, where
 from funcopt.ops import power as _power
-from funcopt.schedule import (
+from funcopt.scheduling import (
     Schedule,
     ascending,
     at,
@@ -79,16 +80,12 @@ def _one_minus_sqrt(x: Any) -> Any:
     return 1 - sqrt(x)
 
 
-_FALLS = {
-    "linear": _line,
-    "cos": _half_cosine,
-    "cosine": _half_cosine,
-    "sqrt": _one_minus_sqrt,
-}  # from 1 at 0 to 0 at 1
+# From 1 at 0 to 0 at 1.
+_FALLS = {"linear": _line, "cos": _half_cosine, "cosine": _half_cosine, "sqrt": _one_minus_sqrt}
 
 
 def _between(start: Any, end: Any, fall: Any) -> Any:
-    return end + (start - end) * fall
+    return start * fall + end * (1 - fall)  # to the bit at both ends
 
 
 @schedule
@@ -241,8 +238,7 @@ def one_cycle(
     rates = [low, max_lr, low, low / final_div_factor] if three_phase else [low, max_lr, low / final_div_factor]
     step, value = minimum(step, last), rates[-1]
     for (begin, start), (end, stop) in reversed([*itertools.pairwise(zip(steps, rates, strict=True))]):
-        length = where(end == begin, 1.0, end - begin)
-        x = where(end == begin, 1.0, (step - begin) / length)
+        x = (step - begin) / where(end == begin, 1.0, end - begin)
         value = where(step <= end, _between(start, stop, _FALLS[anneal_strategy](x)), value)
     return value
 
@@ -302,8 +298,9 @@ def warmup_stable_decay(
         shape: "linear", "cosine" or "sqrt".
     """
     begin = warmup + stable
-    x = where(step < begin, 0.0, _progress(where(step < begin, 0.0, step - begin), decay))
-    return where(step < warmup, lr * _progress(step, warmup), _between(lr, final, _FALLS[shape](x)))
+    up = lr * _progress(step, warmup)
+    down = _between(lr, final, _FALLS[shape](_progress(where(step < begin, 0.0, step - begin), decay)))
+    return where(step < warmup, up, where(step < begin, lr, down))
 
 
 @schedule

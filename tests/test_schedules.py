@@ -122,7 +122,8 @@ def test_torchs_chain():
 
 
 WARM = schedules.join([schedules.linear(LR, start_factor=0.1, total_iters=8), schedules.cosine(LR, T_max=30)], [8])
-SAYS = [(schedule, {"lr": LR}, torchs(schedule)) for schedule in LIKE_TORCHS] + [
+LAST_OF_EACH = {schedule.name: schedule for schedule in LIKE_TORCHS}.values()
+SAYS = [(schedule, {"lr": LR}, torchs(schedule)) for schedule in LAST_OF_EACH] + [
     (schedules.warmup_stable_decay(0.1, 10, 20, 15), {"peak": 0.1, "warmup": 10, "joins": (10, 30, 45)}, None),
     (schedules.warmup_stable_decay(0.1, 9, 0, 16, shape="cosine"), {"peak": 0.1, "warmup": 9, "joins": (9, 25)}, None),
     (schedules.warmup_stable_decay(0.1, 5, 6, 30, 0.01, "sqrt"), {"peak": 0.1, "warmup": 5, "joins": (5,)}, None),
@@ -132,7 +133,7 @@ SAYS = [(schedule, {"lr": LR}, torchs(schedule)) for schedule in LIKE_TORCHS] + 
 ]
 
 
-@pytest.mark.parametrize(("schedule", "says", "reference"), SAYS, ids=lambda value: repr(value)[:60])
+@pytest.mark.parametrize(("schedule", "says", "reference"), SAYS, ids=range(len(SAYS)))
 def test_laws(schedule, says, reference):
     report = check_laws(schedule, kind="schedule", fixed=says, reference=reference, max_examples=10)
     assert report.ok, str(report)
@@ -185,8 +186,15 @@ def test_pieces_of_no_steps():
     assert [schedules.warmup_stable_decay(0.8, 0, 2, 0, final=0.1)(step) for step in range(3)] == [0.8, 0.8, 0.1]
     assert schedules.linear(0.8, total_iters=0)(0) == schedules.constant(0.8, total_iters=0)(0) == 0.8
     assert schedules.polynomial(0.8, total_iters=0)(0) == 0
-    assert schedules.one_cycle(0.8, total_steps=10, pct_start=0.1)(0) == 0.8
+    assert [schedules.one_cycle(0.8, 10, pct_start=0.1)(step) for step in (0, 9)] == pytest.approx([0.032, 3.2e-6])
     assert schedules.join([0.1, 0.2, 0.3], [0, 0])(0) == 0.3
+
+
+def test_ends_to_the_bit():
+    assert [schedules.linear(1.0, start_factor=0.1, total_iters=10)(step) for step in (0, 10, 11)] == [0.1, 1.0, 1.0]
+    assert [schedules.cosine(0.3, T_max=7, eta_min=0.1)(step) for step in (0, 7, 14)] == [0.3, 0.1, 0.3]
+    assert [schedules.one_cycle(0.3, 11, 0.5)(step) for step in (0, 10)] == [0.3 / 25, 0.3 / 25 / 1e4]
+    assert schedules.warmup_stable_decay(0.3, 3, 0, 7, final=0.1)(10) == 0.1
 
 
 def test_batch_size():
