@@ -10,6 +10,7 @@ from torch import Tensor
 from funcopt import backends, hyper, memory, observed, tree
 from funcopt.declaration import Rule, Slot
 from funcopt.leaves import Leaves
+from funcopt.scheduling import at
 from funcopt.step import step
 
 __all__ = ["PureOptimizer", "State", "Tree", "pure"]
@@ -105,7 +106,7 @@ class PureOptimizer:
             for leaf, device, begin in zip(leaves, where, begins, strict=True):
                 key = (device, id(begin)) if slot.scalar else id(leaf)
                 if key not in shared or not slot.scalar:
-                    own = {init: hyper.at(begin, 0)}
+                    own = {init: at(begin, 0)}
                     shared[key] = slot.first(leaf, own, dtype=_slot_dtype(leaf, slot_dtype), device=device)
                 column.append(shared[key])
             state[slot.name] = tree.unflatten(column, spec)

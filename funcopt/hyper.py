@@ -16,7 +16,6 @@ __all__ = [
     "Number",
     "PerLeaf",
     "Spec",
-    "at",
     "broadcast",
     "columns",
     "fraction",
@@ -122,11 +121,6 @@ def labels(spec: Spec) -> list[str]:
         for name, part in spec.items()
         for index in ([""] if isinstance(part, Number) else [f"[{i}]" for i in range(len(part))])
     ]
-
-
-def at(value: Any, step: Any) -> Any:
-    """A number, that of a schedule at a number of steps taken."""
-    return value(step) if callable(value) else value
 
 
 def nest(spec: Spec, flat: Sequence[Any]) -> dict[str, Any]:

@@ -21,8 +21,11 @@ from funcopt.observed import wrapped
 
 __all__ = [
     "abs",
+    "cos",
     "expm1",
+    "floor",
     "log",
+    "log1p",
     "maximum",
     "minimum",
     "one_minus_power",
@@ -49,7 +52,7 @@ def sqrt(x: Number) -> Number:
     if not (x.requires_grad or wrapped(x)):
         return torch.sqrt(x)
     zero = x == 0
-    return torch.where(zero, x, torch.sqrt(torch.where(zero, 1.0, x)))
+    return torch.where(zero, 0 * x, torch.sqrt(torch.where(zero, 1.0, x)))
 
 
 def maximum(x: Number, y: Number) -> Number:
@@ -126,7 +129,7 @@ def arithmetic(dtype: torch.dtype) -> Iterator[None]:
         _arithmetic.dtype = before
 
 
-# ---- scalars, in `coefficients`: a Python float stays one, a tensor is float64 and differentiable -------------------
+# ---- scalars, in `coefficients` and schedules: a Python float stays one, a tensor is float64 and differentiable -----
 
 
 def log(x: Scalar) -> Scalar:
@@ -148,14 +151,34 @@ def expm1(x: Scalar) -> Scalar:
     return torch.expm1(x) if isinstance(x, Tensor) else math.expm1(x)
 
 
-def power(base: Scalar, exponent: Scalar) -> Scalar:
-    """base**exponent for base > 0; inf where it is too large, for floats too."""
-    if isinstance(base, Tensor) or isinstance(exponent, Tensor):
-        return torch.pow(base, exponent)  # type: ignore[arg-type]
-    try:
-        return float(base**exponent)
-    except OverflowError:
-        return math.inf
+def log1p(x: Scalar) -> Scalar:
+    """log(1 + x) for x > -1 without cancellation near 0."""
+    return torch.log1p(x) if isinstance(x, Tensor) else math.log1p(x)
+
+
+def cos(x: Scalar) -> Scalar:
+    """Cosine of x in radians."""
+    return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
+
+
+def floor(x: Scalar) -> Scalar:
+    """The largest whole number ≤ x, with derivative 0 everywhere."""
+    return torch.floor(x) if isinstance(x, Tensor) else float(math.floor(x))
+
+
+def power(base: Scalar, exponent: Scalar) -> Number:
+    """base**exponent for base > 0, and for 0 where exponent ≥ 0, 0**0 = 1; inf where it is too large, for a float too.
+
+    At base = 0 the derivative in the base is 1 for the exponent 1 and else 0, where it would be infinite too.
+    """
+    if not isinstance(base, Tensor) and not isinstance(exponent, Tensor):
+        try:
+            return float(base) ** exponent
+        except OverflowError:
+            return math.inf
+    zero = base == 0
+    at_zero = where(exponent == 1, base, where(exponent == 0, 1.0, 0.0))
+    return where(zero, at_zero, where(zero, 1.0, base) ** exponent)
 
 
 def one_minus_power(base: Scalar, exponent: Scalar) -> Scalar:
