@@ -112,6 +112,7 @@ class RunningMeanStd(nn.Module):
         delta = mean - old_mean
         stored = torch.promote_types(self.mean.dtype, torch.float32)
         mean = (old_mean + w * delta).to(stored)
+        # In this order 0 times δ² is 0, however large δ is.
         var = ((1 - w) * old_var + w * var + w * (1 - w) * delta * delta).to(stored)
         finite = mean.isfinite().all() & var.isfinite().all()
         self._set(

@@ -1,7 +1,7 @@
 """Everything that training changes, as one value: parameters, buffers, the optimizer's state, the number of steps."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class TrainState:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a torch.nn.Module; got a {type(model).__name__}")
-        if not hasattr(opt, "init") or not hasattr(opt, "hparams"):
+        if not hasattr(opt, "init"):
             raise TypeError(f"opt is a pure optimizer, such as funcopt.adamw(); got a {type(opt).__name__}: {opt!r}")
         params = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         others = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -83,6 +83,13 @@ class TrainState:
         """The state with other params, buffers, opt_state or step."""
         return replace(self, **changes)
 
+    def __repr__(self) -> str:
+        sizes = []
+        for name in ("params", "buffers", "opt_state"):
+            tensors = [t for t in tree.flatten(getattr(self, name))[0] if isinstance(t, Tensor)]
+            sizes.append(f"{name}: {len(tensors)} tensors, {sum(t.numel() for t in tensors):,} elements")
+        return f"TrainState(step={self.step!r}; {'; '.join(sizes)})"
+
     # ---- a training step --------------------------------------------------------------------------------------------
 
     def apply(self, model: nn.Module, /, *args: Any, **kwargs: Any) -> tuple[Any, "TrainState"]:
@@ -91,6 +98,7 @@ class TrainState:
         BatchNorm's running statistics, for one, are new in the state that is returned, and as they were in this one and
         in the model. Works inside torch.func transforms. Under vmap over the inputs alone, a module that writes to its
         buffers in place, as BatchNorm does in training, cannot keep one value for each input: stack the state too.
+        Frozen parameters are not copied first, so the model's forward must not write to them.
 
         Args:
             model: the model that the state was made of, or one with the same names; in training or evaluation mode.
@@ -204,7 +212,7 @@ class TrainState:
 
         The tensors are this state's own, as those of an nn.Module's state_dict are: copy them where you donate.
         """
-        plain: dict[str, Any] = _each(Tensor.detach, self._parts())
+        plain: dict[str, Any] = _each(Tensor.detach, vars(self))
         return plain
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> "TrainState":
@@ -213,15 +221,15 @@ class TrainState:
         Raises:
             ValueError: a key is missing or one too many, or a tensor has another shape.
         """
-        parts = self._parts()
-        leaves, spec = tree.flatten(parts)
-        given = tree.flatten_like(state_dict, parts, spec, "state_dict", "the state")
-        _check_shapes(leaves, given, tree.paths(parts, "state_dict"), "the state")
+        own = vars(self)
+        leaves, spec = tree.flatten(own)
+        given = tree.flatten_like(state_dict, own, spec, "state_dict", "the state")
+        _check_shapes(leaves, given, tree.paths(own, "state_dict"), "the state")
 
-        def loaded(own: Tensor, new: Tensor) -> Tensor:
-            return new.detach().to(own.device, own.dtype, copy=True)
+        def loaded(old: Tensor, new: Tensor) -> Tensor:
+            return new.detach().to(old.device, old.dtype, copy=True)
 
-        return TrainState(**_each(loaded, parts, tree.unflatten(given, spec)))
+        return TrainState(**_each(loaded, own, tree.unflatten(given, spec)))
 
     def load_into(self, model: nn.Module) -> None:
         """Write params and buffers into a model, in the model's dtypes and on its devices.
@@ -232,18 +240,10 @@ class TrainState:
         self._check(model)
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         values = {name: t for part in (self.params, self.buffers) for name, t in part.items()}
-        names = list(own)
-        _check_shapes(
-            [own[n] for n in names], [values[n] for n in names], [f"the state's {n}" for n in names], "the model"
-        )
+        _check_shapes(own.values(), [values[n] for n in own], [f"the state's {n}" for n in own], "the model")
         with torch.no_grad():
             for name, t in own.items():
                 t.copy_(values[name])
-
-    # ---- ------------------------------------------------------------------------------------------------------------
-
-    def _parts(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def _check(self, model: nn.Module) -> None:
         """Raise ValueError where the model's parameters and buffers are not those of the state, by name."""
@@ -256,16 +256,12 @@ class TrainState:
         what += [f"the model has no {', '.join(unknown)}"] * bool(unknown)
         raise ValueError(f"{'; '.join(what)}; TrainState.create makes a state of all parameters and buffers of a model")
 
-    def __repr__(self) -> str:
-        sizes = []
-        for name in ("params", "buffers", "opt_state"):
-            tensors = [t for t in tree.flatten(getattr(self, name))[0] if isinstance(t, Tensor)]
-            sizes.append(f"{name}: {len(tensors)} tensors, {sum(t.numel() for t in tensors):,} elements")
-        return f"TrainState(step={self.step!r}; {'; '.join(sizes)})"
-
 
 def _each(function: Callable[..., Tensor], *trees: Any) -> Any:
-    """The tree of what becomes of each tensor; what a tree has twice, a step count say, the new one has twice too."""
+    """The tree of what becomes of each tensor; what is none is the last tree's.
+
+    A tensor that the trees have in several places, such as a step count that parameters share, is still one afterwards.
+    """
     done: dict[tuple[int, ...], Tensor] = {}
 
     def once(*leaves: Any) -> Any:
@@ -279,7 +275,7 @@ def _each(function: Callable[..., Tensor], *trees: Any) -> Any:
     return tree.map(once, *trees)
 
 
-def _check_shapes(wanted: Sequence[Any], given: Sequence[Any], paths: Sequence[str], owner: str) -> None:
+def _check_shapes(wanted: Iterable[Any], given: Iterable[Any], paths: Iterable[str], owner: str) -> None:
     for own, new, path in zip(wanted, given, paths, strict=True):
         if isinstance(own, Tensor) and (not isinstance(new, Tensor) or new.shape != own.shape):
             got = f"has shape {tuple(new.shape)}" if isinstance(new, Tensor) else f"is a {type(new).__name__}"

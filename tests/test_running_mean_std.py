@@ -371,7 +371,7 @@ def test_half_precision_of_a_train_state_gives_way(seen):
 
 
 def test_compiled(seen):
-    """One graph serves the module, and another all sizes of batches, and none breaks."""
+    """In one piece: as a module, with batches of several sizes, and inside a transform."""
     compiled = copy.deepcopy(seen)
     call = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     for n in (4, 4, 5, 7):
@@ -402,7 +402,7 @@ def process(rank, file, queue):
                 wrapped(x).sum().backward()
             found[sync, "by itself"] = buffers(by_itself)
             found[sync, "wrapped"] = buffers(wrapped.module[0])
-        bad = RunningMeanStd(2, sync=True)
+        bad = RunningMeanStd(2, sync=True, process_group=dist.group.WORLD)
         bad.update(torch.full((3, 2), math.nan if rank else 1.0))
         found["bad"] = buffers(bad)
         in_grad = RunningMeanStd(2, sync=True)
