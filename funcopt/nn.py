@@ -107,7 +107,7 @@ class RunningMeanStd(nn.Module):
         x = self._arithmetic(x).detach()
         n, mean, var = self._moments(x.reshape(math.prod(x.shape[: x.dim() - len(self.shape)]), *self.shape))
         count = self.count + n.to(self.count.dtype)
-        w = n / count.clamp(min=1).to(n.dtype)
+        w = n / count.to(n.dtype)
         old_mean, old_var = self.mean.to(n.dtype), self.var.to(n.dtype)
         delta = mean - old_mean
         stored = torch.promote_types(self.mean.dtype, torch.float32)
@@ -147,17 +147,17 @@ class RunningMeanStd(nn.Module):
         return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
     def _moments(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The number of samples (n, *shape), their mean and variance, in two passes; 0 of no samples."""
+        """The number of samples (n, *shape), their mean and variance, in two passes; NaN of no samples."""
         synced = self.sync and dist.is_available() and dist.is_initialized()
         sums = torch.cat([samples.new_full((1,), samples.shape[0]), samples.sum(0).flatten()])
         if synced:
             dist.all_reduce(sums, group=self.process_group)
         n = sums[0]
-        mean = (sums[1:] / n.clamp(min=1)).reshape(self.shape)
+        mean = (sums[1:] / n).reshape(self.shape)
         squares = (samples - mean).square().sum(0)
         if synced:
             dist.all_reduce(squares, group=self.process_group)
-        return n, mean, squares / n.clamp(min=1)
+        return n, mean, squares / n
 
     def _set(self, **new: Tensor) -> None:
         """Give the buffers new values: in place, where their dtypes and the transforms at work allow it."""

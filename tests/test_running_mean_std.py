@@ -420,7 +420,7 @@ def test_two_processes(tmp_path):
     processes = [context.Process(target=process, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
     for p in processes:
         p.start()
-    answers = dict(queue.get(timeout=60) for _ in processes)
+    answers = dict(queue.get(timeout=120) for _ in processes)
     for p in processes:
         p.join()
     assert not any(isinstance(answer, str) for answer in answers.values()), answers
