@@ -174,10 +174,10 @@ class TrainState:
     ) -> "TrainState":
         """The state on another device, in another dtype, or both: `to("cuda")`, `to(torch.float64)`, `to(0, dtype)`.
 
-        As by `nn.Module.to`, floating-point tensors are cast, the optimizer's slots too, and all are moved. No module is
-        asked: where one keeps a dtype, as RunningMeanStd does, cast the model before `create`. Step counts keep their
-        dtype, and stay on the CPU where they are there: counts that a CUDA graph may capture are made on the device, by
-        `create(model, opt, capturable=True)` with the model there.
+        As by `nn.Module.to`, floating-point tensors are cast, the optimizer's slots too, and all are moved. No module
+        is asked: where one keeps a dtype, as RunningMeanStd does, cast the model before `create`. Step counts keep
+        their dtype, and stay on the CPU where they are there: counts that a CUDA graph may capture are made on the
+        device, by `create(model, opt, capturable=True)` with the model there.
 
         Args:
             device: where to, or the dtype.
