@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["differentiated", "readable", "traced", "transformed", "wrapped"]
+__all__ = ["constant", "differentiated", "readable", "traced", "transformed", "wrapped", "writable"]
 
 
 def traced() -> bool:
@@ -31,6 +31,33 @@ def wrapped(*values: Tensor) -> bool:
 def readable(value: Tensor) -> bool:
     """Whether its numbers can be read without waiting for a device, or cutting off a derivative or a trace."""
     return value.device.type == "cpu" and not (value.requires_grad and torch.is_grad_enabled()) and not wrapped(value)
+
+
+def writable(target: Tensor, value: Tensor) -> bool:
+    """Whether a value can be written to a tensor in place, as far as the transforms of torch.func are concerned.
+
+    A transform that the value has been through must know the tensor too: a batch fits into no single tensor. A compiler
+    cannot tell which transforms those are.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return True
+    return not torch.compiler.is_compiling() and _levels(value) <= _levels(target)
+
+
+def constant(value: Tensor) -> Tensor:
+    """A value to which no derivative is known, without what torch.func's grad and jvp have put around it."""
+    while not torch.compiler.is_compiling() and torch._C._functorch.is_gradtrackingtensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value
+
+
+def _levels(value: Tensor) -> set[int]:
+    """The transforms, by depth, in which a tensor is a batch or has a derivative."""
+    found = set()
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        found.add(torch._C._functorch.maybe_get_level(value))
+        value = torch._C._functorch.get_unwrapped(value)
+    return found
 
 
 def differentiated(values: Iterable[Tensor]) -> bool:

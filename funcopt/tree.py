@@ -5,14 +5,30 @@ means nothing; a mismatch is an error that names the leaf by its path, such as `
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from torch.utils import _pytree as pytree
 
-__all__ = ["broadcast", "flatten", "flatten_like", "map", "paths", "unflatten"]
+__all__ = ["broadcast", "flatten", "flatten_like", "map", "paths", "register", "unflatten"]
 
 Tree = Any
 Spec = pytree.TreeSpec
+Class = TypeVar("Class", bound=type)
+
+
+def register(cls: Class) -> Class:
+    """Make nodes of a dataclass, whose children are its fields; returns the class, as a decorator does."""
+    names = [field.name for field in fields(cls)]
+
+    def children(node: Any) -> tuple[list[Any], None]:
+        return [getattr(node, name) for name in names], None
+
+    def children_by_key(node: Any) -> tuple[list[tuple[pytree.KeyEntry, Any]], None]:
+        return [(pytree.GetAttrKey(name), getattr(node, name)) for name in names], None
+
+    pytree.register_pytree_node(cls, children, lambda values, _: cls(*values), flatten_with_keys_fn=children_by_key)
+    return cls
 
 
 def flatten(tree: Tree) -> tuple[list[Any], Spec]:
@@ -35,15 +51,16 @@ def paths(tree: Tree, root: str) -> list[str]:
     return [root + pytree.keystr(path) for path, _ in pytree.tree_leaves_with_path(tree)]
 
 
-def flatten_like(tree: Tree, params: Tree, spec: Spec, root: str) -> list[Any]:
+def flatten_like(tree: Tree, params: Tree, spec: Spec, root: str, owner: str = "params") -> list[Any]:
     """The leaves of a tree in the order of the leaves of params, whose structure `spec` is.
 
-    None stands for a whole subtree of None. Raises ValueError where a key is missing or one too many.
+    None stands for a whole subtree of None. Raises ValueError where a key is missing or one too many; `owner` is what
+    it calls params.
     """
     leaves, own = pytree.tree_flatten(tree)
     if own == spec:
         return leaves
-    return _match(tree, params, root, prefix=False)
+    return _match(tree, params, root, owner, prefix=False)
 
 
 def broadcast(tree: Tree, params: Tree, root: str) -> list[Any]:
@@ -51,28 +68,30 @@ def broadcast(tree: Tree, params: Tree, root: str) -> list[Any]:
 
     Raises ValueError where a key is missing or one too many.
     """
-    return _match(tree, params, root, prefix=True)
+    return _match(tree, params, root, "params", prefix=True)
 
 
-def _match(tree: Tree, params: Tree, path: str, *, prefix: bool) -> list[Any]:
+def _match(tree: Tree, params: Tree, path: str, owner: str, *, prefix: bool) -> list[Any]:
     wanted = _children(params)
     given = _children(tree)
     if given is None and (wanted is None or prefix or tree is None):
         return [tree] * (1 if wanted is None else pytree.tree_structure(params).num_leaves)
     if wanted is None:
-        raise ValueError(f"{path} is a {type(tree).__name__}, but params has a single leaf there")
+        raise ValueError(f"{path} is a {type(tree).__name__}, but {owner} has a single leaf there")
     if given is None:
         raise ValueError(
-            f"{path} is a {type(tree).__name__}, but params has a {type(params).__name__} there with the entries "
+            f"{path} is a {type(tree).__name__}, but {owner} has a {type(params).__name__} there with the entries "
             f"{_some(wanted)}"
         )
     for key in given:
         if key not in wanted:
-            raise ValueError(f"{path}{key} has no counterpart in params, whose entries there are {_some(wanted)}")
+            raise ValueError(f"{path}{key} has no counterpart in {owner}, whose entries there are {_some(wanted)}")
     for key in wanted:
         if key not in given:
-            raise ValueError(f"{path}{key} is missing: params has it; the entries given there are {_some(given)}")
-    return [leaf for key, child in wanted.items() for leaf in _match(given[key], child, path + key, prefix=prefix)]
+            raise ValueError(f"{path}{key} is missing: {owner} has it; the entries given there are {_some(given)}")
+    return [
+        leaf for key, child in wanted.items() for leaf in _match(given[key], child, path + key, owner, prefix=prefix)
+    ]
 
 
 def _children(tree: Tree) -> dict[str, Tree] | None:
