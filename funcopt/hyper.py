@@ -84,8 +84,8 @@ def validate(rule: str, spec: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
     """Check the numbers given and fill in the defaults.
 
     Each value may be a float, a tensor, a schedule, or a pytree of those that is a prefix of params; for a
-    hyperparameter with several components (`betas`) a tuple of such. Python numbers become floats. The values of tensors
-    are looked at only where that waits for nobody: on the CPU, outside of torch.func and torch.compile.
+    hyperparameter with several components (`betas`) a tuple of such. Python numbers become floats. The values of
+    tensors are looked at only where that waits for nobody: on the CPU, outside of torch.func and torch.compile.
 
     Raises:
         TypeError: an unknown name, or a value that is not a number.

@@ -10,6 +10,7 @@ numbers and flags of their own.
 """
 
 from funcopt.adapter import from_pure
+from funcopt.batch_size import BatchSizeLRScheduler
 from funcopt.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam, SparseAdam
 from funcopt.optim.matrix import Adafactor, Muon
 from funcopt.optim.scaled import Adadelta, Adagrad, RMSprop, Rprop
@@ -24,6 +25,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "BatchSizeLRScheduler",
     "Muon",
     "NAdam",
     "RAdam",
