@@ -89,12 +89,14 @@ class Slot:
 class Choice:
     """A structural choice that is not between True and False: its default, and what it may be.
 
-    `complaint` is what an error says, with {} for what was given.
+    `complaint` is what an error says, with {} for what was given. `tried` are those of the values that
+    `funcopt.testing` draws; all if left out.
     """
 
     default: Any
     values: Sequence[Any]
     complaint: str
+    tried: Sequence[Any] | None = None
 
     def check(self, value: Any) -> Any:
         """The value, if it may be that; else ValueError."""
@@ -170,6 +172,10 @@ class Rule:
             elif not isinstance(value, bool):
                 raise TypeError(f"{self.name}: {flag} takes True or False; got {value!r}")
         return {flag: choices.get(flag, default) for flag, default in self.flags.items()}
+
+    def values(self, flag: str) -> Sequence[Any]:
+        """What a flag may be."""
+        return self.choices[flag].values if flag in self.choices else (False, True)
 
     def validate(self, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
         """A full set of hparams from some, each in its range and fit for the others; raises TypeError or ValueError."""

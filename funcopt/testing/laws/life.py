@@ -13,7 +13,7 @@ from torch import Tensor
 from funcopt.adapter import Adapter
 from funcopt.testing import strategies
 from funcopt.testing.case import Case
-from funcopt.testing.law import BrokenLawError, SaysNothingError, Tried, law, near, rounding, same, scale_of
+from funcopt.testing.law import BrokenLawError, SaysNothingError, Tried, in_float64, law, near, rounding, same, scale_of
 from funcopt.testing.strategies import DTYPES
 from funcopt.testing.subject import ClassSubject, PureSubject, Subject, copied
 
@@ -161,14 +161,19 @@ def late_counts(subject: ClassSubject, case: Case) -> None:
 
 
 @law(Tried(params=("unit",), grads=("unit",), steps=(1, 5), missing=True), claim="reference")
+@in_float64
 def agrees_with_reference(subject: Subject, case: Case) -> None:
     """It is what it is compared with: run = run of the reference, torch.optim's class of its name if none is given."""
     reference = subject.reference
     assert reference is not None
     numbers = {name: value for name, value in case.numbers.items() if reference.has(name)}
-    own = {name: value and reference.has(name) for name, value in case.flags.items()}
+    own = {name: value if reference.has(name) else subject.flags({})[name] for name, value in case.flags.items()}
     flags = {name: value for name, value in subject.flags(own).items() if name in reference.choices}
-    run, want = subject.run(case.but(flags=own)), reference.run(case.but(numbers=numbers, flags=flags))
+    try:
+        want = reference.run(case.but(numbers=numbers, flags=flags))
+    except Exception as error:  # a third party's, which may be any
+        raise SaysNothingError(f"{reference.name} raises {type(error).__name__}: {error}") from error
+    run = subject.run(case.but(flags=own))
     for i, scale in enumerate(scale_of(want)):
         # Moments of gradients of ±[1/2, 2] cancel to a part in 8 a step; 1/(1-β) is at most 1e3.
         allowed = 8e3 * len(case.grads) * rounding(torch.float64, len(case.grads)) * scale
