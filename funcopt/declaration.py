@@ -54,6 +54,14 @@ class Slot:
             return ()
         return tuple(p.shape) if self.shape is None else self.shape(tuple(p.shape))
 
+    def check_scalar(self, value: Any) -> None:
+        """Raise ValueError where a value is none that a scalar may have."""
+        if isinstance(value, Tensor) and value.dim() > 0:
+            raise ValueError(
+                f"the slot {self.name!r} is one number for each parameter, but depends on hparams that differ from "
+                f"element to element, in shape {tuple(value.shape)}; give those as one number for each parameter"
+            )
+
     def first(
         self,
         p: Tensor,
@@ -69,11 +77,15 @@ class Slot:
             numbers: its hyperparameters.
             dtype: of the slot; the parameter's if left out. That of a scalar is always `scalar_dtype()`.
             device: of a scalar; the CPU if left out.
+
+        Raises:
+            ValueError: it is a scalar, and begins with a number that differs from element to element.
         """
         if self.init == "params":
             return p.detach().to(dtype or p.dtype, copy=True)
         value = numbers[self.init] if isinstance(self.init, str) else self.init
         if self.scalar:
+            self.check_scalar(value)
             zero = torch.zeros((), dtype=scalar_dtype(), device=device or torch.device("cpu"))
         elif (shape := self.shape_for(p)) is None:
             return None

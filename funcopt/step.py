@@ -269,6 +269,8 @@ def coefficients(rule: Rule, t: Any, numbers: Mapping[str, Any], sums: Mapping[s
         # Nobody will see the other coefficients of a step that is skipped, but their derivatives must be finite.
         safe = {name: where(skip != 0, 0.0, value) for name, value in measured.items()}
         found = {**rule.coefficients(t, **numbers, **safe), "skip": skip}
+    for slot in rule.scalars:
+        slot.check_scalar(found[slot.name])
     return rule.Coefficients(**found)  # type: ignore[no-any-return]
 
 

@@ -185,7 +185,8 @@ class Law:
         for flags in _combinations(subject.choices, held):
             with contextlib.suppress(ValueError):  # no numbers go with these flags
                 numbers[flags] = subject.draw_numbers(dict(flags), tried.numbers, tried.nonzero)
-        return _cases(subject, tried, subject.takes.shapes or _shapes(tried, subject.dims), numbers)
+        shapes = _shapes(tried, subject.dims) if subject.takes.shapes is None else subject.takes.shapes
+        return _cases(subject, tried, shapes, numbers)
 
 
 def _shapes(tried: Tried, dims: Sequence[int]) -> SearchStrategy[tuple[int, ...]]:

@@ -146,7 +146,7 @@ def _smallest(subject: AnySubject, law: Law, case: Case, failure: str) -> tuple[
     found = True
     while found:
         found = False
-        for smaller in _smaller(case, law.tried, () if subject.takes.shapes else subject.dims):
+        for smaller in _smaller(case, law.tried, subject.dims if subject.takes.shapes is None else ()):
             if time.perf_counter() > end:
                 return case, failure
             with contextlib.suppress(SaysNothingError):
