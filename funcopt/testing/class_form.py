@@ -11,6 +11,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from funcopt import hyper
+from funcopt.declaration import Rule
 from funcopt.hyper import Number, fraction, nonnegative
 from funcopt.testing import ranges
 from funcopt.testing.case import Case, Takes
@@ -29,6 +30,7 @@ RANGES: Mapping[str, Number] = {
     ]
     for name in names
 }
+DECAY = ("coupled_weight_decay", "decoupled_weight_decay")
 FLAGS = ("amsgrad", "nesterov", "maximize", "centered", "decoupled_weight_decay")
 
 
@@ -43,7 +45,6 @@ class ClassSubject:
     takes: Takes = field(default_factory=Takes)
     reference: Any = None
     interface = "class"
-    exempt: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -51,6 +52,14 @@ class ClassSubject:
     @property
     def name(self) -> str:
         return f"{self.cls.__module__}.{self.cls.__qualname__}"
+
+    @cached_property
+    def exempt(self) -> Mapping[str, str]:
+        """The laws that the rule of one of funcopt's classes need not keep, but for decay that is a flag's."""
+        rule = getattr(self.cls, "_rule", None)
+        reasons = rule.exempt if isinstance(rule, Rule) else {}
+        decay = DECAY if "decoupled_weight_decay" in self.choices else ()
+        return {law: reason for law, reason in reasons.items() if law not in decay}
 
     @cached_property
     def defaults(self) -> dict[str, Any]:

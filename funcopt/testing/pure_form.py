@@ -126,11 +126,11 @@ class PureSubject:
     def run(self, case: Case, backend: str | None = None) -> Run:
         """Run it on a case; numbers that change by step are lists under `more["by_step"]`."""
         opt = self.optimizer(case, backend)
-        hparams = opt.hparams(**case.numbers)
-        params, state = list(case.params), opt.init(list(case.params), hparams)
+        hparams, by_step = opt.hparams(**case.numbers), case.more.get("by_step", {})
+        numbers = [hparams | {name: values[t] for name, values in by_step.items()} for t in range(len(case.grads))]
+        params, state = list(case.params), opt.init(list(case.params), numbers[0] if numbers else hparams)
         out = Run([params], [_by_leaf(state)])
-        for t, grads in enumerate(case.grads):
-            now = hparams | {name: values[t] for name, values in case.more.get("by_step", {}).items()}
+        for grads, now in zip(case.grads, numbers, strict=True):
             params, state = opt(params, list(grads), state, now)
             out.params.append(params)
             out.state.append(_by_leaf(state))

@@ -80,6 +80,7 @@ def subject_of(
         return PureSubject(rule, None, backend or "auto", takes, _reference(reference, rule.name, rule.hparams))
     if isinstance(opt, type) and callable(getattr(opt, "step", None)):
         held = {**(fixed or {}), **({"backend": backend} if backend else {})}
+        sparse = sparse or not getattr(opt, "_dense", True)  # of funcopt's classes one takes no other gradients
         subject = ClassSubject(opt, held, _ranges(opt, ranges or {}), sparse, takes)
         model = _reference(reference, opt.__name__, {**held, **subject.spec}, opt)
         return replace(subject, reference=model)

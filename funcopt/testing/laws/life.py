@@ -86,8 +86,9 @@ def _alone(subject: ClassSubject, case: Case, i: int, steps: list[tuple[Tensor, 
     rates = {"by_step": {"lr": [rate for _, rate in steps]}}
     alone = Case([case.params[i]], [[g] for g, _ in steps], case.numbers, case.flags, rates)
     if issubclass(subject.cls, Adapter):
-        group = subject.make([torch.nn.Parameter(copied(case.params[i]))], case).param_groups[0]
-        opt = subject.make([torch.zeros(1)], case)._pure(group)
+        of_class = subject.make([torch.nn.Parameter(copied(case.params[i]))], case)
+        group = of_class.param_groups[0]
+        opt = of_class._pure(group)
         numbers = opt.hparams(**{name: group[name] for name in opt.rule.hparams})
         return PureSubject(opt.rule, opt.flags, "eager").run(alone.but(numbers=numbers, flags={})).params[-1][0]
     return subject.run(alone).params[-1][0]
