@@ -92,18 +92,20 @@ class Work:
             rows=[own[row] for row in rows],
         )
 
-    def updated(self, leaf: int) -> tuple[Tensor, list[Tensor]]:
+    def given(self, leaf: int) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...], Any]:
+        """What an equation takes of a leaf, in the dtype of its arithmetic: p, g, the slots, and the coefficients."""
+        p = self.params[leaf]
+        dtype, rest = compute_dtype(p.dtype), iter(self.slots)
+        slots = tuple(_to(next(rest)[leaf], dtype) if there else None for there in self.present)
+        return _to(p, dtype), _to(self.grads[leaf], dtype), slots, self.coefficients[self.rows[leaf]]
+
+    def updated(self, leaf: int) -> tuple[Tensor, list[Any]]:
         """The equation run by torch on one leaf: the new p and slots, in their dtypes."""
-        p, slots = self.params[leaf], [slot[leaf] for slot in self.slots]
-        dtype = compute_dtype(p.dtype)
-        rest = iter(slots)
-        placed = [_to(next(rest), dtype) if there else None for there in self.present]
-        c = self.coefficients[self.rows[leaf]]
-        arguments = (_to(p, dtype), _to(self.grads[leaf], dtype), *placed, c, *self.flags)
-        with ops.arithmetic(dtype):
-            new_p, new_slots = self.update(*arguments)
-        new = iter(new_slots)
-        return _to(new_p, p.dtype), [slot if slot is None else _to(next(new), slot.dtype) for slot in slots]
+        p, g, slots, c = self.given(leaf)
+        with ops.arithmetic(p.dtype):
+            new_p, new_slots = self.update(p, g, *slots, c, *self.flags)
+        new, old = iter(new_slots), [slot[leaf] for slot in self.slots]
+        return _to(new_p, self.params[leaf].dtype), [s if s is None else _to(next(new), s.dtype) for s in old]
 
 
 def _to(t: Any, dtype: torch.dtype) -> Any:
@@ -262,11 +264,11 @@ def _measure_eager(work: Work, measures: Mapping[str, Any]) -> dict[str, Any]:
     work = _cast_all(work)
     for name, measure in measures.items():
         sums = []
-        for leaf, g in enumerate(work.grads):
-            dtype = compute_dtype(work.params[leaf].dtype)
-            x = _to(g, dtype)
+        for leaf in range(len(work.grads)):
+            p, x, slots, c = work.given(leaf)
             if measure.before is not None:
-                x = measure.before(_to(work.params[leaf], dtype), x, work.coefficients[work.rows[leaf]])
+                with ops.arithmetic(p.dtype):
+                    x = measure.before(p, x, slots, c)
             sums.append(torch.as_tensor(measure.summand(x if x.device.type == "mps" else x.double())).sum())
         totals[name] = functools.reduce(lambda a, b: a + b.to(a.device), sums)
     return {name: total.item() if observed.readable(total) else total for name, total in totals.items()}

@@ -13,7 +13,7 @@ from funcopt.leaves import Leaves
 from funcopt.scheduling import at
 from funcopt.step import step
 
-__all__ = ["PureOptimizer", "State", "Tree", "pure"]
+__all__ = ["PureOptimizer", "State", "Tree", "distinct", "pure"]
 
 Tree = Any
 State = dict[str, Tree]
@@ -133,13 +133,35 @@ class PureOptimizer:
             ValueError, TypeError: a structure, shape, dtype or device that does not fit, naming the leaf by its path.
                 Nothing has been changed by then.
         """
-        leaves, spec = self._leaves(params, grads, state, hparams)
-        donate = donate and _distinct(leaves)
+        if self.rule.ascent is not None:
+            grads = self._at_the_top(params, grads, hparams)
+        leaves, spec = self.leaves(params, grads, state, hparams)
+        donate = donate and distinct([leaves])
         new = step(self.rule, tuple(self.flags.values()), leaves, backend=self.backend, donate=donate)
         slots = {"step": new.steps, **new.slots, **new.scalars}
         return tree.unflatten(new.params, spec), {name: tree.unflatten(slots[name], spec) for name in state}
 
-    def _leaves(self, params: Tree, grads: Tree, state: State, numbers: Mapping[str, Any]) -> tuple[Leaves, tree.Spec]:
+    def _at_the_top(self, params: Tree, grads: Any, hparams: Mapping[str, Any]) -> Tree:
+        """The gradients at the point to which the ascent leads; `grads` is a function of params."""
+        if not callable(grads):
+            raise TypeError(
+                f"{self!r} takes gradients at two points: in the place of grads give a function params -> grads, such "
+                f"as torch.func.grad(loss); got a {type(grads).__name__}"
+            )
+        ascent, numbers = self.ascent(hparams)
+        top, _ = ascent(params, grads(params), ascent.init(params, numbers), numbers)
+        return grads(top)
+
+    def ascent(self, hparams: Mapping[str, Any]) -> tuple["PureOptimizer", dict[str, Any]]:
+        """What leads to the point at which the gradient is to be taken, and its numbers of these."""
+        assert self.rule.ascent is not None
+        uphill, prefix = self.rule.ascent
+        flags = {"maximize": self.flags.get("maximize", False)}
+        return PureOptimizer(uphill.rule, flags, self.backend), {
+            name: hparams[prefix + name] for name in uphill.rule.hparams
+        }
+
+    def leaves(self, params: Tree, grads: Tree, state: State, numbers: Mapping[str, Any]) -> tuple[Leaves, tree.Spec]:
         """Everything checked and flattened, leaf beside leaf; a leaf without a gradient has None among the grads."""
         columns = hyper.columns(self.rule.hparams, numbers)
         self._check_slots(state, numbers)
@@ -258,11 +280,12 @@ def _check_like(leaf: Any, p: Tensor, shape: tuple[int, ...], root: str, params:
         raise ValueError(f"grads{path} is {leaf.dtype}, but params{path} is {p.dtype}")
 
 
-def _distinct(leaves: Leaves) -> bool:
+def distinct(parts: Sequence[Leaves]) -> bool:
     """Whether no tensor that is written shares memory with another: a result would change what is still to be read."""
-    columns = (leaves.params, *leaves.slots.values())
+    columns = [column for leaves in parts for column in (leaves.params, *leaves.slots.values())]
     written = [t for tensors in columns for t in tensors if t is not None and t.numel()]
-    read = {id(g): g for g in leaves.grads if g is not None and g.layout == torch.strided and g.numel()}
+    grads = [g for leaves in parts for g in leaves.grads if g is not None and g.layout == torch.strided]
+    read = {id(g): g for g in grads if g.numel()}
     tensors = [*written, *read.values()]
     if observed.wrapped(*tensors):
         return len({id(t) for t in written}) == len(written)

@@ -108,17 +108,19 @@ class Choice:
 class Measure:
     """A sum over all elements of all gradients, in float64, which `coefficients` takes as it takes a number.
 
-    `summand` is x ↦ what is summed, and `before` `(p, g, c) -> x`, what becomes of a gradient first; c are the
+    `summand` is x ↦ what is summed, and `before` `(p, g, slots, c) -> x`, what becomes of a gradient first; c are the
     coefficients, of which those are known that no later measure goes into.
     """
 
     summand: Callable[[Any], Any]
-    before: Callable[[Any, Any, Any], Any] | None = None
+    before: Callable[[Any, Any, tuple[Any, ...], Any], Any] | None = None
 
-    def after(self, first: Callable[[Any, Any, Any], Any]) -> "Measure":
+    def after(self, first: Callable[[Any, Any, tuple[Any, ...], Any], Any]) -> "Measure":
         """The same of gradients that come through another function first."""
         then = self.before
-        return replace(self, before=first if then is None else lambda p, g, c: then(p, first(p, g, c), c))
+        if then is None:
+            return replace(self, before=first)
+        return replace(self, before=lambda p, g, slots, c: then(p, first(p, g, slots, c), slots, c))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +147,8 @@ class Rule:
     measures: tuple[Mapping[str, Measure], ...] = ()  # by name; those of a later mapping may need those before
     layers: int = 0  # how many transforms are around it
     made: tuple[Callable[..., "Rule"], tuple[Any, ...]] | None = None  # what makes it again, where no name does
+    # An optimizer that goes uphill to where the gradient is to be taken, and what precedes the names of its numbers.
+    ascent: tuple[Any, str] | None = None
     equation: Callable[..., Any] = field(init=False)  # `update`, but for steps that are to be skipped
 
     tensors: tuple[Slot, ...] = field(init=False)  # the slots that `update` takes

@@ -147,31 +147,33 @@ def written(update: Callable[..., Any], flags: tuple[Any, ...], present: tuple[b
     Raises:
         TypeError, AttributeError: it uses more than arithmetic, comparisons and `funcopt.ops`.
     """
-    slots = [f"s{k}" for k in range(sum(present))]
-    p, g, *rest = (Expression("name", name, scalar=False) for name in ("p", "g", *slots))
-    following = iter(rest)
-    placed = (next(following) if there else None for there in present)
-    c = fields(*(Expression("name", f"c{k}", scalar=True) for k in range(len(fields._fields))))
-    new = update(p, g, *placed, c, *flags)
-    if not isinstance(new, tuple) or len(new) != 2 or not isinstance(new[1], tuple) or len(new[1]) != len(slots):
-        raise TypeError(
-            f"it must return (p, slots), slots a tuple of the {len(slots)} in use; it returned {_shape_of(new)}"
-        )
+    p, g, slots, c = _given(present, fields)
+    new, used = update(p, g, *slots, c, *flags), sum(present)
+    if not isinstance(new, tuple) or len(new) != 2 or not isinstance(new[1], tuple) or len(new[1]) != used:
+        raise TypeError(f"it must return (p, slots), slots a tuple of the {used} in use; it returned {_shape_of(new)}")
     results = (new[0], *new[1])
     if not all(isinstance(value, Expression | float | int) for value in results):
         raise TypeError(f"it must return numbers; it returned {_shape_of(new)}")
-    return Equation(fields._fields, len(slots), results)
+    return Equation(fields._fields, used, results)
 
 
 @functools.lru_cache(maxsize=1024)
-def summed(summand: Callable[..., Any], before: Callable[..., Any] | None, fields: Any) -> tuple[Any, Any]:
-    """A measure, written down: what becomes of a gradient "g" first, and what is summed of that, "x".
+def summed(
+    summand: Callable[..., Any], before: Callable[..., Any] | None, present: tuple[bool, ...], fields: Any
+) -> tuple[Any, Any]:
+    """A measure, written down: what becomes of a gradient "g" first, and what is summed of that, "x"."""
+    x = Expression("name", "x", scalar=False)
+    p, g, slots, c = _given(present, fields)
+    return g if before is None else before(p, g, slots, c), summand(x)
 
-    What becomes of it may not depend on its parameter here.
-    """
-    g, x = (Expression("name", name, scalar=False) for name in ("g", "x"))
+
+def _given(present: tuple[bool, ...], fields: Any) -> tuple[Any, Any, tuple[Any, ...], Any]:
+    """The names of what is given: p, g, the slots, with None for those not in use, and the coefficients."""
+    slots = [f"s{k}" for k in range(sum(present))]
+    p, g, *rest = (Expression("name", name, scalar=False) for name in ("p", "g", *slots))
+    following = iter(rest)
     c = fields(*(Expression("name", f"c{k}", scalar=True) for k in range(len(fields._fields))))
-    return g if before is None else before(None, g, c), summand(x)
+    return p, g, tuple(next(following) if there else None for there in present), c
 
 
 def _shape_of(value: Any) -> str:

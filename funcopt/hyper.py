@@ -41,6 +41,7 @@ class Number:
     high: float = math.inf
     below_high: bool = False
     above_low: bool = False
+    whole: bool = False
 
     @property
     def range(self) -> str:
@@ -50,7 +51,8 @@ class Number:
 
     def __contains__(self, value: float) -> bool:
         above = self.low < value if self.above_low else self.low <= value
-        return above and (value < self.high if self.below_high else value <= self.high)
+        below = value < self.high if self.below_high else value <= self.high
+        return above and below and (not self.whole or value == math.inf or value == int(value))
 
     def complaint(self, value: Any, among: Sequence[Any] = ()) -> str:
         """What an error says of a value out of the range; `among` are all of its tuple."""
@@ -204,4 +206,6 @@ def _checked_leaf(name: str, number: Number, value: Any, among: Sequence[Any]) -
         raise TypeError(
             f"{name} takes a float, a floating-point tensor or a schedule; got {type(value).__name__}: {value!r}"
         )
-    raise ValueError(f"{number.complaint(shown, among)} ({name} takes numbers in {number.range})")
+    raise ValueError(
+        f"{number.complaint(shown, among)} ({name} takes {'whole ' * number.whole}numbers in {number.range})"
+    )

@@ -133,8 +133,8 @@ def _measured(
             flags=flags,
             params=[leaves.params[i] for i in active],
             grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
-            slots=[],
-            present=(),
+            slots=[[values[i] for i in active] for values in leaves.slots.values()],
+            present=tuple(slot.name in leaves.slots for slot in rule.tensors),
             coefficients=sets,
             rows=rows,
             donate=False,

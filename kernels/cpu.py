@@ -62,7 +62,7 @@ def bound_measure(
 ) -> Callable[[list[tuple[Any, ...]]], dict[str, float]]:
     """What sums measures of the gradients in a table; raises CompilationError."""
     width = len(rows.rows) // len(rows.members)
-    entry = _measuring(tuple(measures.values()), type(work.coefficients[0]), rows.dtypes[:2], width)
+    entry = _measuring(tuple(measures.values()), work.present, type(work.coefficients[0]), rows.dtypes, width)
     call = _called(entry, rows)
 
     def run(coefficients: list[tuple[Any, ...]]) -> dict[str, float]:
@@ -111,9 +111,11 @@ def _kernel(
 
 
 @functools.lru_cache(maxsize=256)
-def _measuring(measures: tuple[Measure, ...], fields: Any, dtypes: tuple[torch.dtype, ...], width: int) -> Entry:
+def _measuring(
+    measures: tuple[Measure, ...], present: tuple[bool, ...], fields: Any, dtypes: tuple[torch.dtype, ...], width: int
+) -> Entry:
     """The compiled kernel that sums measures."""
-    summed = [expression.summed(measure.summand, measure.before, fields) for measure in measures]
+    summed = [expression.summed(measure.summand, measure.before, present, fields) for measure in measures]
     return _entry(cpp.measuring(summed, len(fields._fields), dtypes, width))
 
 

@@ -75,7 +75,7 @@ def bound_measure(
 ) -> Callable[[list[tuple[Any, ...]]], dict[str, Any]]:
     """What sums measures of the gradients in a table, in the same order whatever the order of the programs."""
     fields = type(work.coefficients[0])
-    chunk = measure_chunk(tuple(measures.values()), fields, rows.dtypes[:2])
+    chunk = measure_chunk(tuple(measures.values()), work.present, fields, rows.dtypes)
     placed = _Placed(rows, kept)
 
     def run(coefficients: list[tuple[Any, ...]]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Statements:
 
     def __init__(self, language: Language, prefix: str = "") -> None:
         self.language, self.prefix = language, prefix  # of the names that are given
+        self.given: set[str] = set()  # the names of the elements' that are used
         self.scalars: list[str] = []
         self.elements: list[str] = []
         self._written: dict[int, str] = {}
@@ -71,6 +72,8 @@ class Statements:
             text = repr(float(value))
             return self.language.literals.get(text) or self.language.literal.format(text)
         if value.operation == "name":
+            if not value.scalar:
+                self.given.add(value.parts[0])
             return str(value.parts[0])
         if id(value) not in self._written:
             self._written[id(value)] = self._stated(value)
