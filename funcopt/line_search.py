@@ -68,7 +68,10 @@ def strong_wolfe(
 def _zoom(
     phi: Callable[[Number], Trial], start: Trial, bracket: list[Trial], budget: int, too_short: Callable[[Number], bool]
 ) -> Trial:
-    """Algorithm 3.6: a smaller and smaller bracket around a good step; the lower one of its ends is the best so far."""
+    """Algorithm 3.6: a smaller and smaller bracket around a good step.
+
+    The book's low end has sufficient decrease. Here it is, as in torch.optim, the lower end, with or without.
+    """
     low = _lower(bracket)
     near_end = False
     for _ in range(budget):

@@ -98,6 +98,7 @@ def unpacked(given: Any, params: tree.Tree, ps: Sequence[Tensor], spec: tree.Spe
             f"value_and_grad must return (value, grads), the loss first; it returned a {type(value).__name__} first. "
             "torch.func.grad_and_value has the other order; funcopt.value_and_grad(loss) has this one"
         )
+    loss = checked_loss(value, "value_and_grad")
     found = tree.flatten_like(grads, params, spec, "grads")
     for index, (g, p) in enumerate(zip(found, ps, strict=True)):
         if g is None:
@@ -106,4 +107,4 @@ def unpacked(given: Any, params: tree.Tree, ps: Sequence[Tensor], spec: tree.Spe
             got = f"{g.dtype} of shape {tuple(g.shape)}" if isinstance(g, Tensor) else f"a {type(g).__name__}"
             path = tree.paths(params, "")[index]
             raise ValueError(f"grads{path} is {got}, but params{path} is {p.dtype} of shape {tuple(p.shape)}")
-    return checked_loss(value, "value_and_grad"), found
+    return loss, found

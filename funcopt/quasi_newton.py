@@ -116,8 +116,7 @@ class LBFGS(torch.optim.Optimizer):
         """Load the state and the group's numbers; the state_dict given stays the caller's own.
 
         Args:
-            state_dict: from `state_dict()` of this class or of torch.optim.LBFGS. Vectors keep their dtype until a step
-                has others.
+            state_dict: from `state_dict()` of this class or of torch.optim.LBFGS; the state keeps its dtypes.
         """
         seen: dict[str, Any] = {}
         last = self.register_load_state_dict_pre_hook(lambda _, final: seen.update(final))
@@ -126,9 +125,7 @@ class LBFGS(torch.optim.Optimizer):
         finally:
             last.remove()
         saved = seen["state"].get(seen["param_groups"][0]["params"][0])
-        if (
-            saved
-        ):  # torch.optim has cast this to the first parameter's dtype, and shares with the caller what it has not
+        if saved:  # torch.optim has cast it to the first parameter's dtype, and shares with the caller what it has not
             first = self.param_groups[0]["params"][0]
             self.state[first].update({name: _copied(value, first.device) for name, value in saved.items()})
 

@@ -12,7 +12,7 @@ algorithm 7.5, each from the g at x:
 It ends before that where f has been evaluated max_eval times (a line search may add one), where
 max|g| ≤ tolerance_grad, -gᵀd < tolerance_change, max|t·d| ≤ tolerance_change, or f changes by less than
 tolerance_change, and where g is not finite, as nothing leads on from there. Without a line search the last iteration
-does not evaluate f again.
+does not evaluate f again; in one, where f or its slope is not finite is too far. Steps are those of torch.optim.LBFGS.
 
 Numbers (`opt.hparams`), one for all parameters: lr in [0, inf), 1; tolerance_grad, any, 1e-7; tolerance_change, any,
 1e-9. Choices: line_search_fn, None or "strong_wolfe"; max_iter ≥ 1, 20; max_eval ≥ 1, 5/4 of max_iter;
