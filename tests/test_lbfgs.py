@@ -74,6 +74,7 @@ def test_a_pair_without_curvature_is_left_out():
     history = remembered(EMPTY, y, s, 3)
     for bad in (-s, 0 * s, 1e-11 * s, torch.nan * s):
         assert remembered(history, y, bad, 3) is history
+    assert len(remembered(history, y, 2e-10 * s, 3).ro) == 2
 
 
 @pytest.mark.parametrize("size", [1, 10])

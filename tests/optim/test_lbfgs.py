@@ -68,7 +68,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"max_iter": 7, "max_eval": 4},
     {"max_iter": 1, "lr": 0.5},
     {"max_iter": 10, "max_eval": 1, "lr": 3.0},
-    {"lr": 1e-3, "tolerance_grad": 1e-2, "tolerance_change": 1e-4},
+    {"lr": 1e-3, "tolerance_grad": 1e-2, "tolerance_change": 1e-2},
+    {"tolerance_grad": 0.1, "tolerance_change": 0.0},
 )
 
 
@@ -114,7 +115,7 @@ def check_same(ours: list[Any], theirs: list[Any]) -> None:
         assert state.keys() == expected.keys()
         if state.get("t") == 0 != expected["t"]:
             # No step was taken in the last iteration; torch writes down what it would have been.
-            assert -state["d"].dot(state["prev_flat_grad"]) < 1e-4
+            assert -state["d"].dot(state["prev_flat_grad"]) < 1e-2
             del state["t"], expected["t"]
         assert [name for name in state if not same(state[name], expected[name])] == [], f"the state after step {t}"
 
