@@ -6,6 +6,7 @@ from funcopt.declaration import Choice, Slot
 from funcopt.describe import describe
 from funcopt.factory import rule
 from funcopt.hyper import Number, fraction, nonnegative
+from funcopt.objective import value_and_grad
 from funcopt.rules import (
     adadelta,
     adafactor,
@@ -22,6 +23,7 @@ from funcopt.rules import (
     sgd,
     sparse_adam,
 )
+from funcopt.rules.lbfgs import lbfgs
 from funcopt.train_state import TrainState
 from funcopt.transforms import (
     accumulate,
@@ -70,6 +72,7 @@ __all__ = [
     "ema",
     "fraction",
     "freeze",
+    "lbfgs",
     "lookahead",
     "masked",
     "muon",
@@ -89,5 +92,6 @@ __all__ = [
     "skip_nonfinite",
     "sparse_adam",
     "unscale",
+    "value_and_grad",
 ]
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from funcopt.declaration import Rule, scalar_dtype
 from funcopt.stepper import Stepper
 from funcopt.transforms.scaling import scaled
 
-__all__ = ["Adapter", "from_pure"]
+__all__ = ["Adapter", "deepcopied", "from_pure"]
 
 _HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -32,6 +32,8 @@ _HOOKS = (
     "_optimizer_load_state_dict_pre_hooks",
     "_optimizer_load_state_dict_post_hooks",
 )
+
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
 class Adapter(torch.optim.Optimizer):
@@ -277,12 +279,7 @@ class Adapter(torch.optim.Optimizer):
             self.flatten()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Adapter":
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        for name in _HOOKS:
-            setattr(new, name, OrderedDict(getattr(self, name)))
-        return new
+        return deepcopied(self, memo)
 
     # ---- out to the pure form and back ------------------------------------------------------------------------------
 
@@ -337,6 +334,16 @@ def _unwrapped(optimizer: Any) -> None:
         for name in names & own.keys() if isinstance(own, dict) else ():
             if isinstance(own[name], dict):
                 own[name] = own[name]["step"]
+
+
+def deepcopied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """A copy of an optimizer and of all that it has, with the same hooks."""
+    new: Optimizer = type(optimizer).__new__(type(optimizer))
+    memo[id(optimizer)] = new
+    new.__setstate__(copy.deepcopy(optimizer.__getstate__(), memo))
+    for name in _HOOKS:
+        setattr(new, name, OrderedDict(getattr(optimizer, name)))
+    return new
 
 
 def _alone(state: Any) -> Any:
