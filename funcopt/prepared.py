@@ -124,7 +124,7 @@ class Prepared:
         return measured
 
     def _coefficients(self, hparams: Mapping[str, Any], sums: Mapping[str, Any]) -> Any:
-        return lambda t, scalars: coefficients(self.opt.rule, t, {**hparams, **scalars}, sums)
+        return lambda clocks: coefficients(self.opt.rule, hparams, clocks, sums)
 
     @property
     def zeroes(self) -> bool:

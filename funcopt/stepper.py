@@ -17,6 +17,7 @@ from funcopt.flat import Flat, check, flats
 from funcopt.leaves import Leaves
 from funcopt.prepared import Prepared, let_go, work_in_place
 from funcopt.step import measured, step
+from funcopt.transforms.partition import stays
 
 __all__ = ["Stepper"]
 
@@ -71,7 +72,7 @@ class Stepper:
                     grads[index] = []
                 continue
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
-                for params in _rounds([p for p in group["params"] if p.grad is not None]):
+                for params in _rounds(self._updated(group)):
                     self._step_group(group, params, self.tables.setdefault(index, {}), sums)
         if zero_grad:
             with torch.no_grad():
@@ -95,7 +96,7 @@ class Stepper:
 
     def _turn(self, index: int, group: Mapping[str, Any]) -> Turn | None:
         """A group's step, where one is prepared, and its numbers; None where it is taken from scratch."""
-        if group.get("differentiable") or observed.traced() or observed.transformed():
+        if group.get("differentiable") or observed.traced() or observed.transformed() or not self._updates(group):
             return None
         opt = self.optimizer._pure(group)
         if not opt.rule.elementwise:
@@ -127,6 +128,13 @@ class Stepper:
             grads = kept.serves(opt, names, group["params"])
         return None if grads is None else Turn(kept, floats, grads)
 
+    def _updates(self, group: Mapping[str, Any]) -> bool:
+        return self.optimizer._rule_of(group) is not stays.rule
+
+    def _updated(self, group: Mapping[str, Any]) -> list[Tensor]:
+        """The parameters of a group that a step updates."""
+        return [p for p in group["params"] if p.grad is not None] if self._updates(group) else []
+
     def _measured(self, turns: list[Turn | None]) -> dict[str, Any]:
         """What the groups' rules measure of all gradients together."""
         sums: dict[str, Any] = {}
@@ -148,7 +156,7 @@ class Stepper:
     ) -> dict[str, Any]:
         if turn is not None:
             return turn.kept.measure(level, turn.hparams, sums)
-        params = [p for p in group["params"] if p.grad is not None]
+        params = self._updated(group)
         opt = self.optimizer._pure(group)
         leaves = Leaves(
             params=params,
@@ -211,10 +219,11 @@ class Stepper:
         Nothing is changed by then.
         """
         rule, slots = self.optimizer._rule_of(group), self.optimizer._slots(group)
-        params = [p for p in group["params"] if p.grad is not None]
+        params = self._updated(group)
         shaped = {slot.name: slot for slot in rule.tensors if slot.name in slots}
         for p in params:
             self._check_kind(group, p)
+            assert p.grad is not None
             if not _fits(p.grad, p, tuple(p.shape)) and not (_sparse(p.grad) and p.grad.shape == p.shape):
                 raise RuntimeError(self._misfit(group, p, "grad", p.grad))
             own = self.optimizer.state.get(p, {})

@@ -9,8 +9,8 @@ TypeError for what is no number. All take parameters, (name, parameter) pairs, o
 numbers and flags of their own.
 """
 
-from funcopt.adapter import from_pure
 from funcopt.batch_size import BatchSizeLRScheduler
+from funcopt.classes import from_pure
 from funcopt.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam, SparseAdam
 from funcopt.optim.lbfgs import LBFGS
 from funcopt.optim.matrix import Adafactor, Muon

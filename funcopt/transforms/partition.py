@@ -9,10 +9,15 @@ from torch import Tensor
 
 from funcopt import hyper, tree
 from funcopt.core import PureOptimizer, State, Tree, distinct
+from funcopt.factory import rule
 from funcopt.leaves import Leaves
 from funcopt.step import measured, step
 
-__all__ = ["Partition", "freeze", "masked", "no_decay", "partition"]
+__all__ = ["Partition", "freeze", "masked", "no_decay", "partition", "stays"]
+
+
+# The optimizer of what stays as it is.
+stays = rule("stays", hparams={}, coefficients=lambda t: {}, update=lambda p, g, c: (p, ()))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -216,8 +221,7 @@ def no_decay(model: torch.nn.Module, **decayed: Any) -> list[dict[str, Any]]:
 
         optimizer = funcopt.optim.AdamW(funcopt.no_decay(model), lr=3e-4, weight_decay=0.1)
 
-    Without decay are parameters of fewer than two dimensions, and all of a module that is a norm or an embedding's
-    scale, of which torch.nn's have one or no dimension.
+    Without decay are parameters of fewer than two dimensions: biases, and the weights of torch.nn's norms.
 
     Args:
         model: whose parameters, those that require a gradient, are grouped; a tied one counts by its first name.
