@@ -4,6 +4,7 @@ What can be known to fail fails before anything is changed: tensors that do not 
 numbers that are none.
 """
 
+import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import is_
@@ -21,6 +22,9 @@ from funcopt.transforms.partition import stays
 
 __all__ = ["Stepper"]
 
+# Where torch.optim has fused kernels.
+FUSED = ("cpu", "cuda", "hpu", "mps", "mtia", "xpu")
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -35,12 +39,17 @@ class Stepper:
     """What an adapter does at a step, and what it keeps from one to the next: nothing that is saved or copied."""
 
     def __init__(self, optimizer: Any) -> None:
-        self.optimizer = optimizer
+        self._optimizer = weakref.ref(optimizer)  # which has this, and goes when nobody else has it
         self.tables: dict[int, dict[Hashable, Any]] = {}  # by group, what a launch uses again
         self._kept: dict[int, Prepared] = {}
         self._known: list[Any] = []  # the states that these know
         self._places: list[int] = []  # the addresses of gradients, of the sizes that these know, that lie apart
         self.flat: dict[int, list[Flat]] | None = None
+
+    @property
+    def optimizer(self) -> Any:
+        """Whose steps these are."""
+        return self._optimizer()
 
     def forget(self) -> None:
         """Prepare everything anew."""
@@ -79,6 +88,17 @@ class Stepper:
                 for g in (g for column in grads for g in column):
                     let_go([g])
                     g.zero_()
+        elif getattr(self.optimizer, "grad_scale", None) is not None:
+            self._unscale()
+
+    @torch.no_grad()
+    def _unscale(self) -> None:
+        """Leave gradients as GradScaler would leave them to a step that knows nothing of scales."""
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for g in (p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None):
+            by_device.setdefault(g.device, []).append(g._values() if _sparse(g) else g)
+        for device, grads in by_device.items():
+            torch._foreach_mul_(grads, self.optimizer.grad_scale.to(device).reshape(()).double().reciprocal().float())
 
     def _apart(self, grads: list[Tensor]) -> bool:
         """Whether no gradient is in part another's too, which is still to be read."""
@@ -239,6 +259,11 @@ class Stepper:
     def _check_kind(self, group: Mapping[str, Any], p: Tensor) -> None:
         """Raise RuntimeError where the rule does not take such a parameter, or such a gradient."""
         rule, name = self.optimizer._rule_of(group), type(self.optimizer).__name__
+        if group.get("fused") and not (p.is_floating_point() and p.device.type in FUSED):
+            raise RuntimeError(
+                "`fused=True` requires all the params to be floating point Tensors of supported devices: "
+                f"{', '.join(FUSED)}; parameter {self._name(group, p)} is {p.dtype} on {p.device}"
+            )
         if p.is_complex() and not rule.complex:
             raise RuntimeError(f"{name} does not support complex parameters; {self._name(group, p)} is one")
         if not _sparse(p.grad):

@@ -59,14 +59,15 @@ class LBFGS(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add the one group of parameters; raises ValueError for a second one, or a number that does not fit."""
-        if self.param_groups:
+        if isinstance(param_group, dict):
+            _pure({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        if len(self.param_groups) > 1:
+            del self.param_groups[-1]
             raise ValueError(
                 "LBFGS takes all parameters as one vector, and doesn't support per-parameter options (parameter "
                 "groups); give all parameters in one"
             )
-        if isinstance(param_group, dict):
-            _pure({**self.defaults, **param_group})
-        super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         """Up to max_iter iterations: update all parameters in place; a gradient that is None counts as 0.
