@@ -253,7 +253,7 @@ class Adapter(torch.optim.Optimizer):
         elif not isinstance(state["step"], Tensor):
             state["step"] = torch.tensor(float(state["step"]), dtype=scalar_dtype(), device=device)
         for slot in rule.slots:
-            if slot.name in slots and state[slot.name] is None:
+            if slot.name in slots and state[slot.name] is None and slot.shape_for(p) is not None:
                 state[slot.name] = slot.first(p, self._numbers(rule, group), device=device)
         return state
 

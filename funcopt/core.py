@@ -226,7 +226,7 @@ def _check_columns(rule: Rule, ps: list[Tensor], gs: list[Any], slots: Mapping[s
         like = column
         if name == "grads":
             like = [p if t is None else t for t, p in zip(column, ps, strict=True)]
-        elif shaped[name].shape is not None:
+        elif shaped[name].shape != "like":
             wanted = [shaped[name].shape_for(p) for p in ps]
             like = [p if t is None and shape is None else t for t, p, shape in zip(column, ps, wanted, strict=True)]
             wanted = [p.shape if shape is None else shape for p, shape in zip(ps, wanted, strict=True)]

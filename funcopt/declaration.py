@@ -38,21 +38,27 @@ class Slot:
         when: a flag or a number; the slot exists only where that flag is set, or that number is not Python's 0.
         init: what it begins with: a number, the name of a hyperparameter, or "params", for a copy of the parameter.
         scalar: it is one number, 0-d and in `scalar_dtype()`, which `coefficients` takes and gives anew.
-        shape: its shape by the parameter's, None for parameters that have no such slot; the parameter's own if left
-            out. For rules that are not elementwise.
+        shape: "like" the parameter; or, for rules that are not elementwise, of parameters of two dimensions and more
+            one number for each of the "rows", with 1 for the last dimension, or of the "columns", with 1 for the last
+            but one; or "vectors": like the parameter, for parameters of fewer dimensions alone.
     """
 
     name: str
     when: str | None = None
     init: float | str = 0.0
     scalar: bool = False
-    shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] | None = None
+    shape: str = "like"
 
     def shape_for(self, p: Tensor) -> tuple[int, ...] | None:
         """Its shape for a parameter; None where that has no such slot."""
         if self.scalar:
             return ()
-        return tuple(p.shape) if self.shape is None else self.shape(tuple(p.shape))
+        if self.shape == "like":
+            return tuple(p.shape)
+        if (self.shape == "vectors") == (p.dim() > 1):
+            return None
+        *outer, rows, columns = (1, 1, *p.shape)[-max(2, p.dim()) :]
+        return {"vectors": tuple(p.shape), "rows": (*outer, rows, 1), "columns": (*outer, 1, columns)}[self.shape]
 
     def first(
         self,
