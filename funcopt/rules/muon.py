@@ -32,9 +32,9 @@ def coefficients(t, lr, weight_decay, momentum, ns_coefficients, eps):
 
 
 def update(p, g, m, c, nesterov, ns_steps, adjust_lr_fn, ns_dtype):
-    m = m + (1 - c.momentum) * (g - m)
-    x = g + c.momentum * (m - g) if nesterov else m
-    x = orthogonalized(x.to(ns_dtype), c, ns_steps).to(p.dtype)
+    m = torch.lerp(m, g, 1 - c.momentum)
+    x = torch.lerp(g, m, c.momentum) if nesterov else m
+    x = orthogonalized(x.to(ns_dtype), c, ns_steps)
     rows, columns = p.shape
     if adjust_lr_fn == "match_rms_adamw":
         scale = 0.2 * math.sqrt(max(rows, columns))
