@@ -40,7 +40,7 @@ def update(p, g, m, c, nesterov, ns_steps, adjust_lr_fn, ns_dtype):
         scale = 0.2 * math.sqrt(max(rows, columns))
     else:
         scale = math.sqrt(max(1.0, rows / max(1, columns)))
-    return c.decay * p - c.lr * scale * x, (m,)
+    return less(c.decay * p, c.lr * scale, x), (m,)
 
 
 def orthogonalized(x, c, steps):
@@ -52,6 +52,11 @@ def orthogonalized(x, c, steps):
         square = x @ x.T
         x = plus(c.a, x, 1.0, plus(c.b, square, c.c, square, square), x)
     return x.T if tall else x
+
+
+def less(p, rate, x):
+    """p - rate·x, x in its own dtype, in one call where the number is Python's."""
+    return torch.sub(p, x, alpha=rate) if isinstance(rate, float) else p - rate * x.to(p.dtype)
 
 
 def plus(beta, x, alpha, y, z):
