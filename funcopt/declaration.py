@@ -37,7 +37,8 @@ class Slot:
         name: its key in the state.
         when: a flag or a number; the slot exists only where that flag is set, or that number is not Python's 0.
         init: what it begins with: a number, the name of a hyperparameter, or "params", for a copy of the parameter.
-        scalar: it is one number, 0-d and in `scalar_dtype()`, which `coefficients` takes and gives anew.
+        scalar: it is one number, 0-d, which `coefficients` takes and gives anew; float64, and `scalar_dtype()` in a
+            class, as torch.optim has it.
         shape: "like" the parameter; or, for rules that are not elementwise, of parameters of two dimensions and more
             one number for each of the "rows", with 1 for the last dimension, or of the "columns", with 1 for the last
             but one; or "vectors": like the parameter, for parameters of fewer dimensions alone.
@@ -73,14 +74,14 @@ class Slot:
         Args:
             p: the parameter.
             numbers: its hyperparameters.
-            dtype: of the slot; the parameter's if left out. That of a scalar is always `scalar_dtype()`.
+            dtype: of the slot; the parameter's if left out, that of a scalar `scalar_dtype()`.
             device: of a scalar; the CPU if left out.
         """
         if self.init == "params":
             return p.detach().to(dtype or p.dtype, copy=True)
         value = numbers[self.init] if isinstance(self.init, str) else self.init
         if self.scalar:
-            zero = torch.zeros((), dtype=scalar_dtype(), device=device or torch.device("cpu"))
+            zero = torch.zeros((), dtype=dtype or scalar_dtype(), device=device or torch.device("cpu"))
         elif (shape := self.shape_for(p)) is None:
             return None
         else:
