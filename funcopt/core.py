@@ -77,9 +77,9 @@ class PureOptimizer:
         """The state before the first step: a plain dict from slot name to a tree like params.
 
         `state["step"]` has each parameter's number of steps, 0-d float32 (float64 where that is the default dtype) on
-        the CPU. Slots that are scalars are 0-d float64; the others mostly are zeros of each parameter's shape, layout and
-        device. Parameters whose counts are equal share one count tensor, which no step ever writes to. A slot that is
-        not for all parameters is None for the others.
+        the CPU. Slots that are scalars are 0-d float64; the others mostly are zeros of each parameter's shape, layout
+        and device. Parameters whose counts are equal share one count tensor, which no step ever writes to. A slot that
+        is not for all parameters is None for the others.
 
         Args:
             params: a pytree of floating-point or complex tensors.
