@@ -31,6 +31,7 @@ from funcopt.observed import wrapped
 __all__ = [
     "BACKENDS",
     "CompilationError",
+    "Sets",
     "Work",
     "added",
     "check",
@@ -51,6 +52,15 @@ BACKENDS = ("auto", "triton", "compile", "eager")
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Sets(list[tuple[Any, ...]]):
+    """Sets of coefficients that were worked out together: `columns` has each field's values, one number or a vector."""
+
+    def __init__(self, columns: tuple[Any, ...], count: int) -> None:
+        alone = [c.unbind() if isinstance(c, Tensor) and c.dim() else [c] * count for c in columns]
+        super().__init__(type(columns)(*cs) for cs in zip(*alone, strict=True))
+        self.columns = columns
 
 
 @dataclass(frozen=True)

@@ -263,9 +263,7 @@ def _coefficients(
     times = [{name: clock[leaf] for name, clock in now.items()} for leaf in first.values()]
     if len(times) > 1 and len(keys) == len(clocks) and _stackable([t for own in times for t in own.values()]):
         together = {name: torch.stack([own[name] for own in times]) for name in clocks}
-        found = coefficients(rule, numbers(0), together, sums)
-        alone = [c.unbind() if isinstance(c, Tensor) and c.dim() else [c] * len(times) for c in found]
-        return [type(found)(*cs) for cs in zip(*alone, strict=True)], rows
+        return backends.Sets(coefficients(rule, numbers(0), together, sums), len(times)), rows
     return [coefficients(rule, numbers(leaf), own, sums) for leaf, own in zip(first.values(), times, strict=True)], rows
 
 

@@ -60,10 +60,11 @@ def less(p, rate, x):
 
 
 def plus(beta, x, alpha, y, z):
-    """beta·x + alpha·y·z, in one call where the numbers are Python's."""
+    """beta·x + alpha·y·z, rounded once: in one call where the numbers are Python's."""
     if isinstance(beta, float) and isinstance(alpha, float):
         return torch.addmm(x, y, z, beta=beta, alpha=alpha)
-    return (beta * x + alpha * (y @ z)).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (beta * x.to(wide) + alpha * (y.to(wide) @ z.to(wide))).to(x.dtype)
 
 
 def check_param(p):
