@@ -314,7 +314,8 @@ class Adapter(torch.optim.Optimizer):
                 own = self.state.get(p, {})
                 if "step" in own and not isinstance(own["step"], Tensor):
                     device = p.device if group.get("capturable") or group.get("fused") else "cpu"
-                    own["step"] = torch.tensor(float(own["step"]), dtype=scalar_dtype(), device=device)
+                    count = torch.tensor(float(own["step"]), dtype=scalar_dtype(), device=device)
+                    own["step"] = self._counted(count)
         if self.__dict__.pop("_flattened", False):
             self.flatten()
 

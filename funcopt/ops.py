@@ -159,7 +159,7 @@ def size(x: Number, over: str = "all") -> Number:
     """How many elements `total` sums, but 1 where there is none."""
     if isinstance(x, Expression):
         return Expression("name", f"size_{over}", scalar=False)
-    return float(max(1, math.prod(x.shape[dim] for dim in _dimensions(x, over))))
+    return float(max(1, math.prod([x.shape[dim] for dim in _dimensions(x, over)])))  # a tracer takes no generator
 
 
 def mean(x: Number, over: str = "all") -> Number:
