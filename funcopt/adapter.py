@@ -6,23 +6,22 @@ torch.optim has too.
 
 import copy
 import functools
-import inspect
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from funcopt import backends, exchange, hyper
+from funcopt import backends, exchange
 from funcopt.core import PureOptimizer, State, Tree, pure
 from funcopt.declaration import Rule, scalar_dtype
 from funcopt.stepper import Stepper
+from funcopt.traced import step_traced, zero_grad_traced
 from funcopt.transforms.scaling import scaled
 
-__all__ = ["Adapter", "from_pure"]
+__all__ = ["Adapter", "deepcopied"]
 
 _HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -32,6 +31,8 @@ _HOOKS = (
     "_optimizer_load_state_dict_pre_hooks",
     "_optimizer_load_state_dict_post_hooks",
 )
+
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
 class Adapter(torch.optim.Optimizer):
@@ -115,7 +116,10 @@ class Adapter(torch.optim.Optimizer):
         rule = self._rule_of(group)
         given = {flag: group[flag] for flag in rule.flags if flag in group}
         chosen = {flag: value if flag in rule.choices else bool(value) for flag, value in given.items()}
-        opt = _pure(rule, self._backend, tuple(chosen.items()))
+        if torch.compiler.is_compiling():  # which does not see what a cache does
+            opt = pure(rule, backend=self._backend, **chosen)
+        else:
+            opt = _pure(rule, self._backend, tuple(chosen.items()))
         # GradScaler hands attributes over for a step, and takes them away after it.
         return scaled(opt) if hasattr(self, "grad_scale") or hasattr(self, "found_inf") else opt
 
@@ -169,8 +173,44 @@ class Adapter(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._stepper.step(zero_grad=zero_grad)
+        self._go_uphill(closure)
+        if torch.compiler.is_compiling():
+            step_traced(self)
+            if zero_grad:
+                zero_grad_traced(self, set_to_none=False)
+        else:
+            self._stepper.step(zero_grad=zero_grad)
         return loss
+
+    def _go_uphill(self, closure: Callable[[], Any] | None) -> None:
+        """Take the gradients anew where a rule wants them elsewhere; the parameters are where they were after it."""
+        groups = [group for group in self.param_groups if self._rule_of(group).ascent is not None]
+        if not groups:
+            return
+        if closure is None:
+            raise TypeError(
+                f"{type(self).__name__} takes gradients at two points: step takes a closure that sets them to zero, "
+                "computes the loss, calls backward() and returns the loss"
+            )
+        params = [p for group in groups for p in group["params"] if p.grad is not None]
+        of = [self._pure(group).ascent(self._numbers(self._rule_of(group), group)) for group in groups]
+        numbers = [
+            own for group, (_, own) in zip(groups, of, strict=True) for p in group["params"] if p.grad is not None
+        ]
+        old = [p.detach().clone() for p in params]
+        hparams = {name: [own[name] for own in numbers] for name in numbers[0]} if numbers else {}
+        with torch.no_grad():
+            ascent = of[0][0]
+            top, _ = ascent([p.detach() for p in params], [p.grad for p in params], ascent.init(old, hparams), hparams)
+            for p, value in zip(params, top, strict=True):
+                p.copy_(value)
+        try:
+            with torch.enable_grad():
+                closure()
+        finally:
+            with torch.no_grad():
+                for p, value in zip(params, old, strict=True):
+                    p.copy_(value)
 
     # ---- flat storage -----------------------------------------------------------------------------------------------
 
@@ -193,7 +233,9 @@ class Adapter(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients: to None; or to 0, where set_to_none is false, and where they are in flat storage."""
-        if self._stepper.flat is None:
+        if torch.compiler.is_compiling():
+            zero_grad_traced(self, set_to_none and self._stepper.flat is None)
+        elif self._stepper.flat is None:
             super().zero_grad(set_to_none)
         else:
             self._stepper.zero_grad()
@@ -211,7 +253,7 @@ class Adapter(torch.optim.Optimizer):
         elif not isinstance(state["step"], Tensor):
             state["step"] = torch.tensor(float(state["step"]), dtype=scalar_dtype(), device=device)
         for slot in rule.slots:
-            if slot.name in slots and state[slot.name] is None:
+            if slot.name in slots and state[slot.name] is None and slot.shape_for(p) is not None:
                 state[slot.name] = slot.first(p, self._numbers(rule, group), device=device)
         return state
 
@@ -273,17 +315,13 @@ class Adapter(torch.optim.Optimizer):
                 own = self.state.get(p, {})
                 if "step" in own and not isinstance(own["step"], Tensor):
                     device = p.device if group.get("capturable") or group.get("fused") else "cpu"
-                    own["step"] = torch.tensor(float(own["step"]), dtype=scalar_dtype(), device=device)
+                    count = torch.tensor(float(own["step"]), dtype=scalar_dtype(), device=device)
+                    own["step"] = self._counted(count)
         if self.__dict__.pop("_flattened", False):
             self.flatten()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Adapter":
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        for name in _HOOKS:
-            setattr(new, name, OrderedDict(getattr(self, name)))
-        return new
+        return deepcopied(self, memo)
 
     # ---- out to the pure form and back ------------------------------------------------------------------------------
 
@@ -340,6 +378,16 @@ def _unwrapped(optimizer: Any) -> None:
                 own[name] = own[name]["step"]
 
 
+def deepcopied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """A copy of an optimizer and of all that it has, with the same hooks."""
+    new: Optimizer = type(optimizer).__new__(type(optimizer))
+    memo[id(optimizer)] = new
+    new.__setstate__(copy.deepcopy(optimizer.__getstate__(), memo))
+    for name in _HOOKS:
+        setattr(new, name, OrderedDict(getattr(optimizer, name)))
+    return new
+
+
 def _alone(state: Any) -> Any:
     """A parameter's state with tensors that are views of nothing."""
     if not isinstance(state, dict):
@@ -356,58 +404,3 @@ class _Quick(list[Any]):
         if self._members is None:
             self._members = frozenset(self)
         return item in self._members
-
-
-def from_pure(opt: PureOptimizer, name: str | None = None) -> type[Adapter]:
-    """A `torch.optim.Optimizer` class over a pure optimizer, of your own rule too.
-
-    Its constructor takes `(params, <hparams>, *, <flags>, capturable=False, differentiable=False, backend=…)` with the
-    rule's defaults for the numbers and opt's own flags and backend as the defaults of those; every number and flag may
-    differ by group.
-
-    Args:
-        opt: what a rule's factory returns.
-        name: of the class; the rule's in CamelCase if left out. To pickle an instance, keep the class in a module of
-            yours under this name.
-
-    Raises:
-        TypeError: not a pure optimizer.
-    """
-    if not isinstance(opt, PureOptimizer):
-        raise TypeError(f"from_pure takes a pure optimizer, such as funcopt.adamw() returns; got {opt!r}")
-    rule = opt.rule
-    numbers = {
-        n: part.default if isinstance(part, hyper.Number) else tuple(p.default for p in part)
-        for n, part in rule.hparams.items()
-    }
-    keywords = {**opt.flags, "capturable": False, "differentiable": False, "backend": opt.backend}
-    kind = inspect.Parameter
-    signature = inspect.Signature(
-        [
-            kind("self", kind.POSITIONAL_OR_KEYWORD),
-            kind("params", kind.POSITIONAL_OR_KEYWORD),
-            *(kind(n, kind.POSITIONAL_OR_KEYWORD, default=default) for n, default in numbers.items()),
-            *(kind(n, kind.KEYWORD_ONLY, default=default) for n, default in keywords.items()),
-        ]
-    )
-
-    def __init__(self: Adapter, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        for unknown in kwargs.keys() - signature.parameters.keys():
-            allowed = [n for n in signature.parameters if n != "self"]
-            raise TypeError(f"{type(self).__name__} has no argument {unknown!r}; {hyper.suggest(unknown, allowed)}")
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        self._begin(bound.arguments)
-
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
-    return type(
-        name or "".join(part.capitalize() for part in rule.name.split("_")),
-        (Adapter,),
-        {
-            "__init__": __init__,
-            "__doc__": rule.doc,
-            "__module__": sys._getframe(1).f_globals.get("__name__", "__main__"),
-            "_rule": rule,
-            "_older": {**opt.flags, "capturable": False, "differentiable": False},
-        },
-    )

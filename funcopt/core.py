@@ -13,7 +13,7 @@ from funcopt.leaves import Leaves
 from funcopt.scheduling import at
 from funcopt.step import step
 
-__all__ = ["PureOptimizer", "State", "Tree", "pure"]
+__all__ = ["PureOptimizer", "State", "Tree", "distinct", "pure"]
 
 Tree = Any
 State = dict[str, Tree]
@@ -77,9 +77,9 @@ class PureOptimizer:
         """The state before the first step: a plain dict from slot name to a tree like params.
 
         `state["step"]` has each parameter's number of steps, 0-d float32 (float64 where that is the default dtype) on
-        the CPU, and so have slots that are scalars; the others mostly are zeros of each parameter's shape, layout and
-        device. Parameters whose counts are equal share one count tensor, which no step ever writes to. A slot that is
-        not for all parameters is None for the others.
+        the CPU. Slots that are scalars are 0-d float64; the others mostly are zeros of each parameter's shape, layout
+        and device. Parameters whose counts are equal share one count tensor, which no step ever writes to. A slot that
+        is not for all parameters is None for the others.
 
         Args:
             params: a pytree of floating-point or complex tensors.
@@ -106,8 +106,10 @@ class PureOptimizer:
             for leaf, device, begin in zip(leaves, where, begins, strict=True):
                 key = (device, id(begin)) if slot.scalar else id(leaf)
                 if key not in shared or not slot.scalar:
-                    own = {init: at(begin, 0)}
-                    shared[key] = slot.first(leaf, own, dtype=_slot_dtype(leaf, slot_dtype), device=device)
+                    dtype = _slot_dtype(leaf, slot_dtype)
+                    if slot.scalar:
+                        dtype = None if slot.name == "step" or device.type == "mps" else torch.float64
+                    shared[key] = slot.first(leaf, {init: at(begin, 0)}, dtype=dtype, device=device)
                 column.append(shared[key])
             state[slot.name] = tree.unflatten(column, spec)
         return state
@@ -133,13 +135,35 @@ class PureOptimizer:
             ValueError, TypeError: a structure, shape, dtype or device that does not fit, naming the leaf by its path.
                 Nothing has been changed by then.
         """
-        leaves, spec = self._leaves(params, grads, state, hparams)
-        donate = donate and _distinct(leaves)
+        if self.rule.ascent is not None:
+            grads = self._at_the_top(params, grads, hparams)
+        leaves, spec = self.leaves(params, grads, state, hparams)
+        donate = donate and distinct([leaves])
         new = step(self.rule, tuple(self.flags.values()), leaves, backend=self.backend, donate=donate)
         slots = {"step": new.steps, **new.slots, **new.scalars}
         return tree.unflatten(new.params, spec), {name: tree.unflatten(slots[name], spec) for name in state}
 
-    def _leaves(self, params: Tree, grads: Tree, state: State, numbers: Mapping[str, Any]) -> tuple[Leaves, tree.Spec]:
+    def _at_the_top(self, params: Tree, grads: Any, hparams: Mapping[str, Any]) -> Tree:
+        """The gradients at the point to which the ascent leads; `grads` is a function of params."""
+        if not callable(grads):
+            raise TypeError(
+                f"{self!r} takes gradients at two points: in the place of grads give a function params -> grads, such "
+                f"as torch.func.grad(loss); got a {type(grads).__name__}"
+            )
+        ascent, numbers = self.ascent(hparams)
+        top, _ = ascent(params, grads(params), ascent.init(params, numbers), numbers)
+        return grads(top)
+
+    def ascent(self, hparams: Mapping[str, Any]) -> tuple["PureOptimizer", dict[str, Any]]:
+        """What leads to the point at which the gradient is to be taken, and its numbers of these."""
+        assert self.rule.ascent is not None
+        uphill, prefix = self.rule.ascent
+        flags = {"maximize": self.flags.get("maximize", False)}
+        return PureOptimizer(uphill.rule, flags, self.backend), {
+            name: hparams[prefix + name] for name in uphill.rule.hparams
+        }
+
+    def leaves(self, params: Tree, grads: Tree, state: State, numbers: Mapping[str, Any]) -> tuple[Leaves, tree.Spec]:
         """Everything checked and flattened, leaf beside leaf; a leaf without a gradient has None among the grads."""
         columns = hyper.columns(self.rule.hparams, numbers)
         self._check_slots(state, numbers)
@@ -204,7 +228,7 @@ def _check_columns(rule: Rule, ps: list[Tensor], gs: list[Any], slots: Mapping[s
         like = column
         if name == "grads":
             like = [p if t is None else t for t, p in zip(column, ps, strict=True)]
-        elif shaped[name].shape is not None:
+        elif shaped[name].shape != "like":
             wanted = [shaped[name].shape_for(p) for p in ps]
             like = [p if t is None and shape is None else t for t, p, shape in zip(column, ps, wanted, strict=True)]
             wanted = [p.shape if shape is None else shape for p, shape in zip(ps, wanted, strict=True)]
@@ -258,11 +282,12 @@ def _check_like(leaf: Any, p: Tensor, shape: tuple[int, ...], root: str, params:
         raise ValueError(f"grads{path} is {leaf.dtype}, but params{path} is {p.dtype}")
 
 
-def _distinct(leaves: Leaves) -> bool:
+def distinct(parts: Sequence[Leaves]) -> bool:
     """Whether no tensor that is written shares memory with another: a result would change what is still to be read."""
-    columns = (leaves.params, *leaves.slots.values())
+    columns = [column for leaves in parts for column in (leaves.params, *leaves.slots.values())]
     written = [t for tensors in columns for t in tensors if t is not None and t.numel()]
-    read = {id(g): g for g in leaves.grads if g is not None and g.layout == torch.strided and g.numel()}
+    grads = [g for leaves in parts for g in leaves.grads if g is not None and g.layout == torch.strided]
+    read = {id(g): g for g in grads if g.numel()}
     tensors = [*written, *read.values()]
     if observed.wrapped(*tensors):
         return len({id(t) for t in written}) == len(written)

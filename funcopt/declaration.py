@@ -37,22 +37,29 @@ class Slot:
         name: its key in the state.
         when: a flag or a number; the slot exists only where that flag is set, or that number is not Python's 0.
         init: what it begins with: a number, the name of a hyperparameter, or "params", for a copy of the parameter.
-        scalar: it is one number, 0-d and in `scalar_dtype()`, which `coefficients` takes and gives anew.
-        shape: its shape by the parameter's, None for parameters that have no such slot; the parameter's own if left
-            out. For rules that are not elementwise.
+        scalar: it is one number, 0-d, which `coefficients` takes and gives anew; float64, and `scalar_dtype()` in a
+            class, as torch.optim has it.
+        shape: "like" the parameter; or, for rules that are not elementwise, of parameters of two dimensions and more
+            one number for each of the "rows", with 1 for the last dimension, or of the "columns", with 1 for the last
+            but one; or "vectors": like the parameter, for parameters of fewer dimensions alone.
     """
 
     name: str
     when: str | None = None
     init: float | str = 0.0
     scalar: bool = False
-    shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] | None = None
+    shape: str = "like"
 
     def shape_for(self, p: Tensor) -> tuple[int, ...] | None:
         """Its shape for a parameter; None where that has no such slot."""
         if self.scalar:
             return ()
-        return tuple(p.shape) if self.shape is None else self.shape(tuple(p.shape))
+        if self.shape == "like":
+            return tuple(p.shape)
+        if (self.shape == "vectors") == (p.dim() > 1):
+            return None
+        *outer, rows, columns = (1, 1, *p.shape)[-max(2, p.dim()) :]
+        return {"vectors": tuple(p.shape), "rows": (*outer, rows, 1), "columns": (*outer, 1, columns)}[self.shape]
 
     def check_scalar(self, value: Any) -> None:
         """Raise ValueError where a value is none that a scalar may have."""
@@ -75,7 +82,7 @@ class Slot:
         Args:
             p: the parameter.
             numbers: its hyperparameters.
-            dtype: of the slot; the parameter's if left out. That of a scalar is always `scalar_dtype()`.
+            dtype: of the slot; the parameter's if left out, that of a scalar `scalar_dtype()`.
             device: of a scalar; the CPU if left out.
 
         Raises:
@@ -86,7 +93,7 @@ class Slot:
         value = numbers[self.init] if isinstance(self.init, str) else self.init
         if self.scalar:
             self.check_scalar(value)
-            zero = torch.zeros((), dtype=scalar_dtype(), device=device or torch.device("cpu"))
+            zero = torch.zeros((), dtype=dtype or scalar_dtype(), device=device or torch.device("cpu"))
         elif (shape := self.shape_for(p)) is None:
             return None
         else:
@@ -122,17 +129,19 @@ class Choice:
 class Measure:
     """A sum over all elements of all gradients, in float64, which `coefficients` takes as it takes a number.
 
-    `summand` is x ↦ what is summed, and `before` `(p, g, c) -> x`, what becomes of a gradient first; c are the
+    `summand` is x ↦ what is summed, and `before` `(p, g, slots, c) -> x`, what becomes of a gradient first; c are the
     coefficients, of which those are known that no later measure goes into.
     """
 
     summand: Callable[[Any], Any]
-    before: Callable[[Any, Any, Any], Any] | None = None
+    before: Callable[[Any, Any, tuple[Any, ...], Any], Any] | None = None
 
-    def after(self, first: Callable[[Any, Any, Any], Any]) -> "Measure":
+    def after(self, first: Callable[[Any, Any, tuple[Any, ...], Any], Any]) -> "Measure":
         """The same of gradients that come through another function first."""
         then = self.before
-        return replace(self, before=first if then is None else lambda p, g, c: then(p, first(p, g, c), c))
+        if then is None:
+            return replace(self, before=first)
+        return replace(self, before=lambda p, g, slots, c: then(p, first(p, g, slots, c), slots, c))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +168,8 @@ class Rule:
     measures: tuple[Mapping[str, Measure], ...] = ()  # by name; those of a later mapping may need those before
     layers: int = 0  # how many transforms are around it
     made: tuple[Callable[..., "Rule"], tuple[Any, ...]] | None = None  # what makes it again, where no name does
+    # An optimizer that goes uphill to where the gradient is to be taken, and what precedes the names of its numbers.
+    ascent: tuple[Any, str] | None = None
     equation: Callable[..., Any] = field(init=False)  # `update`, but for steps that are to be skipped
 
     tensors: tuple[Slot, ...] = field(init=False)  # the slots that `update` takes

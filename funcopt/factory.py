@@ -155,7 +155,9 @@ def _check_declaration(made: Rule) -> None:
                 f"{made.name}: slot {slot.name!r} begins with {slot.init!r}, which is no number of the rule; "
                 f"{hyper.suggest(slot.init, [*made.hparams, 'params'])}"
             )
-        if made.elementwise and slot.shape is not None:
+        if slot.shape not in ("like", "rows", "columns", "vectors"):
+            raise TypeError(f"{made.name}: slot {slot.name!r} has the shape {slot.shape!r}; see funcopt.Slot")
+        if made.elementwise and slot.shape != "like":
             raise TypeError(f"{made.name}: slot {slot.name!r} has a shape of its own; that takes elementwise=False")
     update = list(inspect.signature(made.update).parameters)
     expected = 2 + len(taken) + 1 + len(made.flags)

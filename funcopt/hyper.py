@@ -43,6 +43,7 @@ class Number:
     below_high: bool = False
     above_low: bool = False
     tried: tuple[float, float] | None = None
+    whole: bool = False
 
     @property
     def range(self) -> str:
@@ -52,7 +53,8 @@ class Number:
 
     def __contains__(self, value: float) -> bool:
         above = self.low < value if self.above_low else self.low <= value
-        return above and (value < self.high if self.below_high else value <= self.high)
+        below = value < self.high if self.below_high else value <= self.high
+        return above and below and (not self.whole or value == math.inf or value == int(value))
 
     def complaint(self, value: Any, among: Sequence[Any] = ()) -> str:
         """What an error says of a value out of the range; `among` are all of its tuple."""
@@ -206,4 +208,6 @@ def _checked_leaf(name: str, number: Number, value: Any, among: Sequence[Any]) -
         raise TypeError(
             f"{name} takes a float, a floating-point tensor or a schedule; got {type(value).__name__}: {value!r}"
         )
-    raise ValueError(f"{number.complaint(shown, among)} ({name} takes numbers in {number.range})")
+    raise ValueError(
+        f"{number.complaint(shown, among)} ({name} takes {'whole ' * number.whole}numbers in {number.range})"
+    )

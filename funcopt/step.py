@@ -133,8 +133,8 @@ def _measured(
             flags=flags,
             params=[leaves.params[i] for i in active],
             grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
-            slots=[],
-            present=(),
+            slots=[[values[i] for i in active] for values in leaves.slots.values()],
+            present=tuple(slot.name in leaves.slots for slot in rule.tensors),
             coefficients=sets,
             rows=rows,
             donate=False,
@@ -248,21 +248,43 @@ def _coefficients(
         now[name] = [read[k] for k in same]
         keys.append([(k,) if isinstance(read[k], Tensor) else read[k] for k in same])
     keys += [_same(column, tracing) for column in columns if isinstance(column, hyper.PerLeaf)]
-    sets: list[tuple[Any, ...]] = []
-    found: dict[tuple[Any, ...], int] = {}
+    first: dict[tuple[Any, ...], int] = {}  # the first leaf with a set, by what makes it differ
+    places: dict[tuple[Any, ...], int] = {}
     rows = []
     for leaf, key in enumerate(zip(*keys, strict=True)):
-        if key not in found:
-            found[key] = len(sets)
-            own = [_scalar(c[leaf], tracing) if isinstance(c, hyper.PerLeaf) else c for c in columns]
-            scalars = {name: values[leaf] for name, values in now.items() if name != "step"}
-            sets.append(coefficients(rule, now["step"][leaf] + 1, hyper.nest(rule.hparams, own) | scalars, sums))
-        rows.append(found[key])
-    return sets, rows
+        if key not in first:
+            first[key], places[key] = leaf, len(places)
+        rows.append(places[key])
+
+    def numbers(leaf: int) -> dict[str, Any]:
+        own = [_scalar(c[leaf], tracing) if isinstance(c, hyper.PerLeaf) else c for c in columns]
+        return hyper.nest(rule.hparams, own)
+
+    times = [{name: clock[leaf] for name, clock in now.items()} for leaf in first.values()]
+    if len(times) > 1 and len(keys) == len(clocks) and _stackable([t for own in times for t in own.values()]):
+        together = {name: torch.stack([own[name] for own in times]) for name in clocks}
+        return backends.Sets(coefficients(rule, numbers(0), together, sums), len(times)), rows
+    return [coefficients(rule, numbers(leaf), own, sums) for leaf, own in zip(first.values(), times, strict=True)], rows
 
 
-def coefficients(rule: Rule, t: Any, numbers: Mapping[str, Any], sums: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The coefficients of step t = 1, 2, …, of hparams and scalars; what has not been measured yet counts as 0."""
+def _stackable(values: list[Any]) -> bool:
+    """Whether these are scalars that cannot be read, in one place: what is made of them is then made of all at once."""
+    return all(isinstance(v, Tensor) and v.dim() == 0 for v in values) and len({v.device for v in values}) == 1
+
+
+def coefficients(
+    rule: Rule, hparams: Mapping[str, Any], clocks: Mapping[str, Any], sums: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The coefficients of a step; what has not been measured yet counts as 0.
+
+    Args:
+        rule: the rule.
+        hparams: its numbers.
+        clocks: "step", the number of steps before this one, and the slots that are scalars.
+        sums: what has been measured.
+    """
+    numbers = {**hparams, **clocks}
+    t = numbers.pop("step") + 1
     measured = {name: sums.get(name, 0.0) for level in rule.measures for name in level}
     found = rule.coefficients(t, **numbers, **measured)
     if isinstance(skip := found.get("skip"), Tensor):

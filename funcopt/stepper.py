@@ -4,6 +4,7 @@ What can be known to fail fails before anything is changed: tensors that do not 
 numbers that are none.
 """
 
+import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import is_
@@ -17,8 +18,12 @@ from funcopt.flat import Flat, check, flats
 from funcopt.leaves import Leaves
 from funcopt.prepared import Prepared, let_go, work_in_place
 from funcopt.step import measured, step
+from funcopt.transforms.partition import stays
 
 __all__ = ["Stepper"]
+
+# Where torch.optim has fused kernels.
+FUSED = ("cpu", "cuda", "hpu", "mps", "mtia", "xpu")
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,17 @@ class Stepper:
     """What an adapter does at a step, and what it keeps from one to the next: nothing that is saved or copied."""
 
     def __init__(self, optimizer: Any) -> None:
-        self.optimizer = optimizer
+        self._optimizer = weakref.ref(optimizer)  # which has this, and goes when nobody else has it
         self.tables: dict[int, dict[Hashable, Any]] = {}  # by group, what a launch uses again
         self._kept: dict[int, Prepared] = {}
         self._known: list[Any] = []  # the states that these know
         self._places: list[int] = []  # the addresses of gradients, of the sizes that these know, that lie apart
         self.flat: dict[int, list[Flat]] | None = None
+
+    @property
+    def optimizer(self) -> Any:
+        """Whose steps these are."""
+        return self._optimizer()
 
     def forget(self) -> None:
         """Prepare everything anew."""
@@ -71,13 +81,24 @@ class Stepper:
                     grads[index] = []
                 continue
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
-                for params in _rounds([p for p in group["params"] if p.grad is not None]):
+                for params in _rounds(self._updated(group)):
                     self._step_group(group, params, self.tables.setdefault(index, {}), sums)
         if zero_grad:
             with torch.no_grad():
                 for g in (g for column in grads for g in column):
                     let_go([g])
                     g.zero_()
+        elif getattr(self.optimizer, "grad_scale", None) is not None:
+            self._unscale()
+
+    @torch.no_grad()
+    def _unscale(self) -> None:
+        """Leave gradients as GradScaler would leave them to a step that knows nothing of scales."""
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for g in (p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None):
+            by_device.setdefault(g.device, []).append(g._values() if _sparse(g) else g)
+        for device, grads in by_device.items():
+            torch._foreach_mul_(grads, self.optimizer.grad_scale.to(device).reshape(()).double().reciprocal().float())
 
     def _apart(self, grads: list[Tensor]) -> bool:
         """Whether no gradient is in part another's too, which is still to be read."""
@@ -95,7 +116,7 @@ class Stepper:
 
     def _turn(self, index: int, group: Mapping[str, Any]) -> Turn | None:
         """A group's step, where one is prepared, and its numbers; None where it is taken from scratch."""
-        if group.get("differentiable") or observed.traced() or observed.transformed():
+        if group.get("differentiable") or observed.traced() or observed.transformed() or not self._updates(group):
             return None
         opt = self.optimizer._pure(group)
         if not opt.rule.elementwise:
@@ -127,6 +148,13 @@ class Stepper:
             grads = kept.serves(opt, names, group["params"])
         return None if grads is None else Turn(kept, floats, grads)
 
+    def _updates(self, group: Mapping[str, Any]) -> bool:
+        return self.optimizer._rule_of(group) is not stays.rule
+
+    def _updated(self, group: Mapping[str, Any]) -> list[Tensor]:
+        """The parameters of a group that a step updates."""
+        return [p for p in group["params"] if p.grad is not None] if self._updates(group) else []
+
     def _measured(self, turns: list[Turn | None]) -> dict[str, Any]:
         """What the groups' rules measure of all gradients together."""
         sums: dict[str, Any] = {}
@@ -148,7 +176,7 @@ class Stepper:
     ) -> dict[str, Any]:
         if turn is not None:
             return turn.kept.measure(level, turn.hparams, sums)
-        params = [p for p in group["params"] if p.grad is not None]
+        params = self._updated(group)
         opt = self.optimizer._pure(group)
         leaves = Leaves(
             params=params,
@@ -211,10 +239,11 @@ class Stepper:
         Nothing is changed by then.
         """
         rule, slots = self.optimizer._rule_of(group), self.optimizer._slots(group)
-        params = [p for p in group["params"] if p.grad is not None]
+        params = self._updated(group)
         shaped = {slot.name: slot for slot in rule.tensors if slot.name in slots}
         for p in params:
             self._check_kind(group, p)
+            assert p.grad is not None
             if not _fits(p.grad, p, tuple(p.shape)) and not (_sparse(p.grad) and p.grad.shape == p.shape):
                 raise RuntimeError(self._misfit(group, p, "grad", p.grad))
             own = self.optimizer.state.get(p, {})
@@ -230,8 +259,13 @@ class Stepper:
     def _check_kind(self, group: Mapping[str, Any], p: Tensor) -> None:
         """Raise RuntimeError where the rule does not take such a parameter, or such a gradient."""
         rule, name = self.optimizer._rule_of(group), type(self.optimizer).__name__
+        if group.get("fused") and not (p.is_floating_point() and p.device.type in FUSED):
+            raise RuntimeError(
+                "`fused=True` requires all the params to be floating point Tensors of supported devices: "
+                f"{', '.join(FUSED)}; parameter {self._name(group, p)} is {p.dtype} on {p.device}"
+            )
         if p.is_complex() and not rule.complex:
-            raise RuntimeError(f"{name} does not support complex parameters; {self._name(group, p)} is one")
+            raise RuntimeError(f"{name} does not support complex parameters; parameter {self._name(group, p)} is one")
         if not _sparse(p.grad):
             if not self.optimizer._dense:
                 raise RuntimeError(

@@ -12,7 +12,7 @@ from funcopt.backends import compute_dtype
 from funcopt.expression import Equation
 from funcopt.kernels.statements import ARITHMETIC, Language, Statements
 
-__all__ = ["ENTRY", "measuring", "source"]
+__all__ = ["ENTRY", "TYPES", "head", "language", "measuring", "source"]
 
 ENTRY = "funcopt_step"
 
@@ -116,7 +116,8 @@ extern "C" void funcopt_step(const int64_t *table, int64_t tensors, const double
 """
 
 
-def _language(compute: str) -> Language:
+def language(compute: str) -> Language:
+    """How C++ says things, in this type of arithmetic."""
     infinity = "std::numeric_limits<double>::infinity()"
     return Language(
         operations=OPERATIONS,
@@ -139,7 +140,7 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype], zero_grad: bool = 
         zero_grad: write zeros to the gradients.
     """
     compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
-    statements = Statements(_language(compute))
+    statements = Statements(language(compute))
     results = [statements.number(result) for result in equation.results]
     names, written = equation.read, equation.written
     inputs = [
@@ -160,7 +161,7 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype], zero_grad: bool = 
         stores.append(f"g_[i] = {types[1]}{{}};")
     return "\n".join(
         [
-            _head(types),
+            head(types),
             "inline void work(const int64_t *row, const double *c, int64_t begin, int64_t end, double *) {",
             *(f"  {line}" for line in [*inputs, *outputs, *scalars, *statements.scalars]),
             "#pragma omp simd",
@@ -179,33 +180,39 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     Args:
         measures: what becomes of a gradient g first, and what is summed of that, x.
         fields: the number of coefficients.
-        dtypes: of p and g.
+        dtypes: of p, g and the slots in use.
         width: the length of a table's row.
     """
-    compute, grad = TYPES[compute_dtype(dtypes[0])], TYPES[dtypes[1]]
-    blocks = []
+    compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
+    names = ["p", "g", *(f"s{k}" for k in range(len(dtypes) - 2))]
+    blocks, given = [], set()
     for before, summand in measures:
-        first, then = Statements(_language(compute)), Statements(_language("double"), "x")
+        first, then = Statements(language(compute)), Statements(language("double"), "x")
         x, value = first.number(before), then.number(summand)
+        given |= first.given
         blocks.append(
             ([*first.scalars, *first.elements, f"const double x = {x};", *then.scalars, *then.elements], value)
         )
 
     def adding(place: str, part: int) -> list[str]:
         """What adds the measures of one element to the sums of a part."""
-        lines = [f"const {compute} g = number(g_[{place}]);"]
+        lines = [f"const {compute} {name} = number({name}_[{place}]);" for name in names if name in given]
         for k, (inner, value) in enumerate(blocks):
             lines += ["{", *(f"  {line}" for line in inner), f"  sum{k}_{part} += {value};", "}"]
         return ["{", *(f"  {line}" for line in lines), "}"]
 
     sums = [[f"sum{k}_{part}" for part in range(PARTS)] for k in range(len(measures))]
-    names = [name for own in sums for name in own]
+    totals = [name for own in sums for name in own]
     body = [
-        f"const {grad} *const g_ = reinterpret_cast<const {grad} *>(row[1]);",
+        *(
+            f"const {t} *const {name}_ = reinterpret_cast<const {t} *>(row[{k}]);"
+            for k, (name, t) in enumerate(zip(names, types, strict=True))
+            if name in given
+        ),
         *(f"const double c{k} = c[{k}];" for k in range(fields)),
-        *(f"double {name} = 0;" for name in names),
+        *(f"double {name} = 0;" for name in totals),
         f"const int64_t part = (end - begin) / {PARTS};",
-        f"#pragma omp simd reduction(+ : {', '.join(names)})",
+        f"#pragma omp simd reduction(+ : {', '.join(totals)})",
         "for (int64_t i = begin; i < begin + part; ++i) {",
         *(f"  {line}" for part in range(PARTS) for line in adding(f"i + {part} * part", part)),
         "}",
@@ -215,7 +222,7 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     ]
     return "\n".join(
         [
-            _head([compute, grad]),
+            head(types),
             "inline void work(const int64_t *row, const double *c, int64_t begin, int64_t end, double *sums) {",
             *(f"  {line}" for line in body),
             "}",
@@ -224,7 +231,8 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     )
 
 
-def _head(types: Sequence[str]) -> str:
+def head(types: Sequence[str]) -> str:
+    """The beginning of a text for tensors of these types."""
     return HEAD.replace("HALF", HALF if "_Float16" in types else "")
 
 

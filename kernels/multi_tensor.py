@@ -87,7 +87,10 @@ def multi_tensor_measure(
     size = tl.load(row)
     c = coefficients + tl.load(row + 1) * COUNT
     i = offset + tl.arange(0, BLOCK)
-    if (offset + BLOCK <= size) & (tl.load(row + 3) % 16 == 0):
+    addresses = tl.load(row + 2)
+    for column in tl.static_range(3, WIDTH):
+        addresses = addresses | tl.load(row + column)
+    if (offset + BLOCK <= size) & (addresses % 16 == 0):
         MEASURE_CHUNK(row, i, None, c, sums + program * SUMS, True)
     else:
         MEASURE_CHUNK(row, i, i < size, c, sums + program * SUMS, False)
@@ -173,14 +176,22 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     Args:
         measures: what becomes of a gradient g first, and what is summed of that, x.
         fields: the number of coefficients.
-        dtypes: of p and g.
+        dtypes: of p, g and the slots in use.
     """
-    compute, grad = TYPES[compute_dtype(dtypes[0])], TYPES[dtypes[1]]
-    body = [f"c{k} = tl.load(c + {k})" for k in range(fields)]
-    body += [f"g = tl.load(pointer(row, 3, {grad}, ALIGNED) + i, mask=mask).to({compute})"]
-    for k, (before, summand) in enumerate(measures):
+    compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
+    names = ["p", "g", *(f"s{k}" for k in range(len(dtypes) - 2))]
+    written = []
+    for before, summand in measures:
         first, then = Statements(_language(compute)), Statements(_language("tl.float64"), "x")
-        x, value = first.number(before), then.number(summand)
+        written.append((first, first.number(before), then, then.number(summand)))
+    given = {name for first, *_ in written for name in first.given}
+    body = [f"c{k} = tl.load(c + {k})" for k in range(fields)]
+    body += [
+        f"{name} = tl.load(pointer(row, {2 + k}, {t}, ALIGNED) + i, mask=mask).to({compute})"
+        for k, (name, t) in enumerate(zip(names, types, strict=True))
+        if name in given
+    ]
+    for k, (first, x, then, value) in enumerate(written):
         body += [*first.scalars, *first.elements, f"x = {x}.to(tl.float64)", *then.scalars, *then.elements]
         body += [f"tl.store(sums + {k}, tl.sum({value} if ALIGNED else tl.where(mask, {value}, 0.0)))"]
     return "\n    ".join(["def measure_chunk(row, i, mask, c, sums, ALIGNED: tl.constexpr):", *body, ""])
@@ -193,9 +204,11 @@ def update_chunk(equation: Equation, dtypes: tuple[torch.dtype, ...], zero_grad:
 
 
 @functools.lru_cache(maxsize=256)
-def measure_chunk(measures: tuple[Measure, ...], fields: Any, dtypes: tuple[torch.dtype, ...]) -> Any:
+def measure_chunk(
+    measures: tuple[Measure, ...], present: tuple[bool, ...], fields: Any, dtypes: tuple[torch.dtype, ...]
+) -> Any:
     """The function of `measuring`, for Triton to compile."""
-    summed = [expression.summed(measure.summand, measure.before, fields) for measure in measures]
+    summed = [expression.summed(measure.summand, measure.before, present, fields) for measure in measures]
     return _jitted(measuring(summed, len(fields._fields), dtypes), "measure_chunk")
 
 

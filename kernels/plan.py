@@ -18,8 +18,8 @@ from funcopt.kernels.host import Counts, Seen
 __all__ = ["Plan"]
 
 
-# From the step number t = 1, 2, … and the slots that are scalars to the scalars of the equation.
-Coefficients = Callable[[float, Mapping[str, float]], Any]
+# From the number of steps before, "step", and the slots that are scalars to the scalars of the equation.
+Coefficients = Callable[[Mapping[str, float]], Any]
 
 
 class Plan:
@@ -115,7 +115,7 @@ class Plan:
             for part in self.tables:
                 part.set(table.OWN, rows)
             self.rows = rows
-        return [coefficients(count + 1, dict(zip(self.scalars, scalars, strict=True))) for count, *scalars in places]
+        return [coefficients(dict(zip(("step", *self.scalars), now, strict=True))) for now in places]
 
     def measure(self, level: int, coefficients: Coefficients) -> dict[str, Any]:
         """The measures of a level, of the gradients that `ready` has been asked for."""

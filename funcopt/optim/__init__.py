@@ -9,15 +9,17 @@ TypeError for what is no number. All take parameters, (name, parameter) pairs, o
 numbers and flags of their own.
 """
 
-from funcopt.adapter import from_pure
 from funcopt.batch_size import BatchSizeLRScheduler
+from funcopt.classes import from_pure
 from funcopt.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam, SparseAdam
+from funcopt.optim.lbfgs import LBFGS
 from funcopt.optim.matrix import Adafactor, Muon
 from funcopt.optim.scaled import Adadelta, Adagrad, RMSprop, Rprop
 from funcopt.optim.sgd import ASGD, SGD
 
 __all__ = [
     "ASGD",
+    "LBFGS",
     "SGD",
     "Adadelta",
     "Adafactor",
@@ -38,6 +40,7 @@ __all__ = [
 # By these names they are pickled and printed, wherever they stand.
 for _class in (
     ASGD,
+    LBFGS,
     SGD,
     Adadelta,
     Adafactor,

@@ -22,7 +22,7 @@ keeps the second moment, not its average, from 0. Complex parameters are refused
 from funcopt.declaration import Slot
 from funcopt.factory import rule
 from funcopt.hyper import Number
-from funcopt.ops import maximum, minimum, power, sqrt
+from funcopt.ops import maximum, mean, minimum, power, sqrt
 
 
 def coefficients(t, lr, beta2_decay, eps, d, weight_decay):
@@ -41,10 +41,10 @@ def update(p, g, row, column, v, c, maximize):
         g = -g
     step_size = maximum(rms(p), c.eps2) * c.rate
     if v is None:
-        row = row + c.share * (mean(g * g, -1) - row)
-        column = column + c.share * (mean(g * g, -2) - column)
+        row = row + c.share * (mean(g * g, "rows") - row)
+        column = column + c.share * (mean(g * g, "columns") - column)
         slots = (row, column)
-        square = row * column / maximum(mean(row, -2), c.eps1)
+        square = row * column / maximum(mean(row, "columns"), c.eps1)
     else:
         square = v + c.share * (g * g - v)
         slots = (square,)
@@ -52,12 +52,8 @@ def update(p, g, row, column, v, c, maximize):
     return c.decay * p - step_size / maximum(rms(u) / c.d, 1.0) * u, slots
 
 
-def mean(x, dim):
-    return x.sum(dim, keepdim=True) / max(1, x.shape[dim])
-
-
 def rms(x):
-    return sqrt((x * x).sum() / max(1, x.numel()))
+    return sqrt(mean(x * x))
 
 
 RELATIVE = "a rate is min(lr, 1/√t), and relative to p"
@@ -75,9 +71,9 @@ adafactor = rule(
         "weight_decay": Number(0.0, "weight_decay should be >= 0 but is: {}", low=0.0),
     },
     slots=(
-        Slot("row_var", shape=lambda shape: (*shape[:-1], 1) if len(shape) > 1 else None),
-        Slot("col_var", shape=lambda shape: (*shape[:-2], 1, shape[-1]) if len(shape) > 1 else None),
-        Slot("variance", shape=lambda shape: shape if len(shape) < 2 else None),
+        Slot("row_var", shape="rows"),
+        Slot("col_var", shape="columns"),
+        Slot("variance", shape="vectors"),
     ),
     flags={"maximize": False},
     coefficients=coefficients,

@@ -33,15 +33,15 @@ def coefficients(t, lr, weight_decay, momentum, ns_coefficients, eps):
 
 
 def update(p, g, m, c, nesterov, ns_steps, adjust_lr_fn, ns_dtype):
-    m = m + (1 - c.momentum) * (g - m)
-    x = g + c.momentum * (m - g) if nesterov else m
-    x = orthogonalized(x.to(ns_dtype), c, ns_steps).to(p.dtype)
+    m = torch.lerp(m, g, 1 - c.momentum)
+    x = torch.lerp(g, m, c.momentum) if nesterov else m
+    x = orthogonalized(x.to(ns_dtype), c, ns_steps)
     rows, columns = p.shape
     if adjust_lr_fn == "match_rms_adamw":
         scale = 0.2 * math.sqrt(max(rows, columns))
     else:
         scale = math.sqrt(max(1.0, rows / max(1, columns)))
-    return c.decay * p - c.lr * scale * x, (m,)
+    return less(c.decay * p, c.lr * scale, x), (m,)
 
 
 def orthogonalized(x, c, steps):
@@ -61,11 +61,17 @@ def norm(x):
     return sqrt((wide * wide).sum()).to(x.dtype)
 
 
+def less(p, rate, x):
+    """p - rate·x, x in its own dtype, in one call where the number is Python's."""
+    return torch.sub(p, x, alpha=rate) if isinstance(rate, float) else p - rate * x.to(p.dtype)
+
+
 def plus(beta, x, alpha, y, z):
-    """beta·x + alpha·y·z, in one call where the numbers are Python's."""
+    """beta·x + alpha·y·z, rounded once: in one call where the numbers are Python's."""
     if isinstance(beta, float) and isinstance(alpha, float):
         return torch.addmm(x, y, z, beta=beta, alpha=alpha)
-    return (beta * x + alpha * (y @ z)).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (beta * x.to(wide) + alpha * (y.to(wide) @ z.to(wide))).to(x.dtype)
 
 
 def check_param(p):

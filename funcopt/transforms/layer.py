@@ -9,7 +9,7 @@ from typing import Any
 from funcopt import hyper
 from funcopt.core import PureOptimizer
 from funcopt.declaration import Measure, Rule, Slot
-from funcopt.ops import maximum
+from funcopt.ops import maximum, where
 
 __all__ = ["Layer", "layered"]
 
@@ -23,30 +23,33 @@ class Layer:
         hparams: its numbers. Their defaults are replaced by what the transform is called with.
         slots: its state.
         measures: sums over all elements of all gradients, as they come to this layer: x ↦ what is summed, in float64.
-        coefficients: `(**measures, **hparams) -> dict` of scalars, for `before` and `after`. One named "skip" that is
-            not 0 makes the step leave everything as it is, the step count too.
-        before: `(p, g, c) -> g`, what becomes of a gradient before the equation sees it.
+        coefficients: `(**measures, **hparams) -> dict` of scalars, for the functions below. One named "skip" that is
+            not 0 makes the step leave everything as it is, the step count too; one named "hold" makes the optimizer
+            inside leave everything as it is.
+        before: `(p, g, slots, c) -> g`, what becomes of a gradient before the equation sees it.
         weights: `(p, c) -> p`, what becomes of the parameter before.
-        after: `(old, g, p, slots, c) -> (p, slots)`, what becomes of the new p that the equation gave for the old one,
-            and of the layer's own slots.
-        takes: numbers of the optimizer inside that `coefficients` takes too, such as "lr".
-        time: whether `coefficients` takes t, the number of the step.
+        after: `(old, g, p, slots, c, flags) -> (p, slots)`, what becomes of the new p that the equation gave for the
+            old one and the gradient that it saw, and of the layer's own slots.
+        time: `(t, **hparams) -> t`, the number of the step as the optimizer inside sees it.
+        takes: what `coefficients` takes too: "t", and numbers of the optimizer inside, such as "lr".
         elementwise: whether these are functions of elements; if not, of whole tensors, and run by torch everywhere.
         complex: whether parameters may be complex.
+        ascent: an optimizer that goes uphill to where the gradient is to be taken; its numbers are the layer's.
     """
 
     name: str
     hparams: Mapping[str, hyper.Number] = field(default_factory=dict)
     slots: tuple[Slot, ...] = ()
     measures: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
-    coefficients: Callable[..., dict[str, Any]] = dict
-    before: Callable[[Any, Any, Any], Any] | None = None
+    coefficients: Callable[..., dict[str, Any]] = lambda **numbers: {}
+    before: Callable[[Any, Any, tuple[Any, ...], Any], Any] | None = None
     weights: Callable[[Any, Any], Any] | None = None
     after: Callable[..., tuple[Any, tuple[Any, ...]]] | None = None
+    time: Callable[..., Any] | None = None
     takes: tuple[str, ...] = ()
-    time: bool = False
     elementwise: bool = True
     complex: bool = True
+    ascent: PureOptimizer | None = None
 
     def __post_init__(self) -> None:
         LAYERS[self.name] = self
@@ -55,11 +58,11 @@ class Layer:
 LAYERS: dict[str, Layer] = {}  # by name, for pickle
 
 
-def layered(opt: PureOptimizer, layer: Layer, prefix: str = "", **defaults: float) -> PureOptimizer:
-    """The pure optimizer with a layer around it.
+def layered(opt: Any, layer: Layer, prefix: str = "", **defaults: float) -> Any:
+    """The pure optimizer with a layer around it; around each part of one that has parts.
 
     Args:
-        opt: the optimizer.
+        opt: the optimizer; None for the function that puts the layer around one.
         layer: what goes around it.
         prefix: put before the names of the layer's numbers and slots, to tell them from others of the same name.
         **defaults: the layer's numbers, where hparams do not give them.
@@ -68,15 +71,19 @@ def layered(opt: PureOptimizer, layer: Layer, prefix: str = "", **defaults: floa
         TypeError: no optimizer, or a name that is taken.
         ValueError: a number out of its range.
     """
-    if not isinstance(opt, PureOptimizer):
-        raise TypeError(f"{layer.name} takes a pure optimizer, such as funcopt.adamw(); got a {type(opt).__name__}")
     if not isinstance(prefix, str) or not (prefix + "x").isidentifier():
         raise TypeError(f"{layer.name}: prefix is the beginning of a name, such as 'outer_'; got {prefix!r}")
-    hyper.validate(layer.name, layer.hparams, defaults)
+    numbers = hyper.validate(layer.name, layer.hparams, defaults)
+    if opt is None:
+        return functools.partial(layered, layer=layer, prefix=prefix, **defaults)
+    if callable(parts := getattr(opt, "around", None)):
+        return parts(lambda part: layered(part, layer, prefix, **defaults), [prefix + name for name in layer.hparams])
+    if not isinstance(opt, PureOptimizer):
+        raise TypeError(f"{layer.name} takes a pure optimizer, such as funcopt.adamw(); got a {type(opt).__name__}")
     for name in layer.takes:
-        if name not in opt.rule.hparams:
+        if name != "t" and name not in opt.rule.hparams:
             raise TypeError(f"{layer.name} needs an optimizer with {name!r}; {opt.rule.name} has none")
-    return replace(opt, rule=_rule(opt.rule, layer, prefix, tuple((n, float(v)) for n, v in defaults.items())))
+    return replace(opt, rule=_rule(opt.rule, layer, prefix, tuple((name, numbers[name]) for name in defaults)))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -84,46 +91,44 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
     """The rule with the layer around it: the same for the same arguments, so that its kernels are compiled once."""
     given = dict(defaults)
     numbers = {prefix + n: replace(part, default=given.get(n, part.default)) for n, part in layer.hparams.items()}
-    slots = tuple(
-        replace(slot, name=prefix + slot.name, init=prefix + slot.init if slot.init in layer.hparams else slot.init)  # type: ignore[operator]
-        for slot in layer.slots
-    )
-    taken = {"step", "backend", *inner.hparams, *inner.flags, *(slot.name for slot in inner.slots)}
-    for name in (*numbers, *(slot.name for slot in slots)):
-        if name in taken:
-            raise TypeError(
-                f"{layer.name}: {name!r} is a name that {inner.name} has already; give this one's names a prefix: "
-                f"{layer.name}(…, prefix='outer_') calls it 'outer_{name}'"
-            )
+    slots = tuple(replace(slot, name=prefix + slot.name) for slot in layer.slots)
+    _check_names(inner, layer, [*numbers, *(slot.name for slot in slots)])
     own = f"layer{inner.layers + 1}_"  # what the layer's measures and coefficients are called among the others
     measured = {own + name: Measure(summand) for name, summand in layer.measures.items()}
+    first, count, flags = len(inner.tensors), len(inner.tensors) + len(slots), list(inner.flags)
 
     def coefficients(t: Any, **values: Any) -> dict[str, Any]:
-        mine = {name.removeprefix(own): values.pop(name) for name in measured}
-        mine |= {name: values.pop(prefix + name) for name in layer.hparams}
-        mine |= {name: values[name] for name in layer.takes} | ({"t": t} if layer.time else {})
-        out, scalars = inner.coefficients(t, **values), layer.coefficients(**mine)
+        mine = {name: values.pop(prefix + name) for name in layer.hparams}
+        time = t if layer.time is None else layer.time(t, **mine)
+        mine |= {name.removeprefix(own): values.pop(name) for name in measured}
+        mine |= {name: t if name == "t" else values[name] for name in layer.takes}
+        out, scalars = inner.coefficients(time, **values), layer.coefficients(**mine)
+        if "hold" in scalars:
+            out |= {s.name: where(scalars["hold"] != 0, values[s.name], out[s.name]) for s in inner.scalars}
         if "skip" in scalars:
             skip = scalars.pop("skip")
             out["skip"] = maximum(out["skip"], skip) if "skip" in out else skip
         return out | {own + name: value for name, value in scalars.items()}
 
-    def scalars_of(c: Any) -> Any:
-        return Own(*[getattr(c, own + field) for field in mine])
+    def of(c: Any) -> Any:
+        return Own(*[getattr(c, own + name) for name in fields])
 
-    def before(p: Any, g: Any, c: Any) -> Any:
-        return g if layer.before is None else layer.before(p, g, scalars_of(c))
+    def before(p: Any, g: Any, slots: tuple[Any, ...], c: Any) -> Any:
+        return g if layer.before is None else layer.before(p, g, slots[first:count], of(c))
 
     def update(p: Any, g: Any, *rest: Any) -> Any:
-        inside, mine, (c, *flags) = rest[: len(inner.tensors)], rest[len(inner.tensors) : count], rest[count:]
-        own, g = scalars_of(c), before(p, g, c)
-        new_p, new = inner.update(p if layer.weights is None else layer.weights(p, own), g, *inside, c, *flags)
+        inside, mine, (c, *chosen) = rest[:first], rest[first:count], rest[count:]
+        scalars, g = of(c), before(p, g, rest, c)
+        new_p, new = inner.update(p if layer.weights is None else layer.weights(p, scalars), g, *inside, c, *chosen)
+        if "hold" in fields:
+            held = scalars.hold != 0
+            old = [slot for slot in inside if slot is not None]
+            new_p, new = where(held, p, new_p), tuple(where(held, o, n) for o, n in zip(old, new, strict=True))
         if layer.after is None:
             return new_p, new
-        new_p, changed = layer.after(p, g, new_p, mine, own)
+        new_p, changed = layer.after(p, g, new_p, mine, scalars, dict(zip(flags, chosen, strict=True)))
         return new_p, (*new, *changed)
 
-    count = len(inner.tensors) + len(slots)
     levels = tuple({n: m.after(before) for n, m in level.items()} for level in inner.measures)
     if measured and layer.before is None and levels:
         levels = ({**measured, **levels[0]}, *levels[1:])  # what changes no gradient is measured with what comes next
@@ -131,9 +136,9 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
         levels = (measured, *levels)
     hparams = {**inner.hparams, **numbers}
     others = [*(name for level in levels for name in level), *(slot.name for slot in inner.scalars)]
-    fields = list(coefficients(1.0, **hyper.validate(inner.name, hparams, {}), **dict.fromkeys(others, 0.0)))
-    mine = [name.removeprefix(own) for name in fields if name.startswith(own)]
-    Own: Any = namedtuple("Own", mine)  # type: ignore[misc]  # what `before` and `after` see
+    names = list(coefficients(1.0, **hyper.validate(inner.name, hparams, {}), **dict.fromkeys(others, 0.0)))
+    fields = [name.removeprefix(own) for name in names if name.startswith(own)]
+    Own: Any = namedtuple("Own", fields)  # type: ignore[misc]  # what the layer's functions see
     return replace(
         inner,
         name=f"{inner.name}_{layer.name}",
@@ -142,15 +147,26 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
         coefficients=coefficients,
         update=update,
         measures=levels,
-        Coefficients=namedtuple("_".join(["Coefficients", *fields]), fields),
+        Coefficients=namedtuple("_".join(["Coefficients", *names]), names),
         doc=f"{inner.name} with {layer.name} around it; see funcopt.transforms.{layer.name}.",
         layers=inner.layers + 1,
         elementwise=inner.elementwise and layer.elementwise,
         complex=inner.complex and layer.complex,
         # What a layer does to a parameter it does to those elements too that have no gradient.
-        rows=inner.rows if layer.weights is None and layer.after is None else inner.rows and _never,
+        rows=inner.rows and (inner.rows if layer.elementwise and not (layer.weights or layer.after) else _never),
         made=(_again, (inner, layer.name, prefix, defaults)),
+        ascent=inner.ascent if layer.ascent is None else (layer.ascent, prefix),
     )
+
+
+def _check_names(inner: Rule, layer: Layer, names: list[str]) -> None:
+    taken = {"step", "backend", *inner.hparams, *inner.flags, *(slot.name for slot in inner.slots)}
+    for name in names:
+        if name in taken:
+            raise TypeError(
+                f"{layer.name}: {name!r} is a name that {inner.name} has already; give this one's names a prefix: "
+                f"{layer.name}(…, prefix='outer_') calls it 'outer_{name}'"
+            )
 
 
 def _never(numbers: Mapping[str, Any]) -> bool:

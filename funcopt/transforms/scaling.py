@@ -1,5 +1,7 @@
 """Gradients of a scaled loss, scaled back: `unscale`; and what GradScaler hands to an optimizer."""
 
+from typing import Any
+
 from funcopt.core import PureOptimizer
 from funcopt.hyper import Number
 from funcopt.ops import reciprocal
@@ -11,7 +13,7 @@ layer = Layer(
     "unscale",
     hparams={"grad_scale": Number(1.0, "grad_scale", low=0.0)},
     coefficients=lambda grad_scale: {"inverse": reciprocal(grad_scale)},
-    before=lambda p, g, c: c.inverse * g,
+    before=lambda p, g, slots, c: c.inverse * g,
 )
 
 found = Layer(
@@ -21,11 +23,11 @@ found = Layer(
 )
 
 
-def unscale(opt: PureOptimizer, grad_scale: float = 1.0, *, prefix: str = "") -> PureOptimizer:
+def unscale(opt: Any = None, grad_scale: float = 1.0, *, prefix: str = "") -> Any:
     """The optimizer on gradients divided by the scale of the loss, as torch.amp.GradScaler multiplies it.
 
     Args:
-        opt: a pure optimizer.
+        opt: a pure optimizer; left out, the function that puts the transform around one is returned.
         grad_scale: the scale > 0; `opt.hparams(grad_scale=…)`, a number or a tensor, overrules it.
         prefix: put before the name of the number, where the optimizer has a `grad_scale` already.
 
@@ -35,6 +37,6 @@ def unscale(opt: PureOptimizer, grad_scale: float = 1.0, *, prefix: str = "") ->
     return layered(opt, layer, prefix, grad_scale=grad_scale)
 
 
-def scaled(opt: PureOptimizer) -> PureOptimizer:
+def scaled(opt: PureOptimizer) -> Any:
     """The optimizer as GradScaler drives it, by the numbers `scaler_grad_scale` and `scaler_found_inf`."""
     return layered(layered(opt, layer, "scaler_"), found, "scaler_")

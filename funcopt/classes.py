@@ -1,0 +1,133 @@
+"""Classes of pure optimizers: `from_pure` makes a `torch.optim.Optimizer` class of any rule, transformed or parted."""
+
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from funcopt import hyper
+from funcopt.adapter import Adapter
+from funcopt.core import PureOptimizer
+from funcopt.declaration import Rule
+from funcopt.transforms.partition import Partition, stays
+
+__all__ = ["from_pure"]
+
+
+def from_pure(opt: PureOptimizer | Partition, name: str | None = None) -> type[Adapter]:
+    """A `torch.optim.Optimizer` class over a pure optimizer, of your own rule too.
+
+    Its constructor takes `(params, <hparams>, *, <flags>, capturable=False, differentiable=False, backend=…)` with the
+    rule's defaults for the numbers and opt's own flags and backend as the defaults of those; every number and flag may
+    differ by group.
+
+    Of a partition it takes the numbers by label and name, `matrix_lr=0.02`, and makes of each group that it is given a
+    group for each label, which has the key `label`, and its optimizer's numbers and flags under their own names: a
+    scheduler finds an `lr` in each.
+
+    Args:
+        opt: what a rule's factory returns, a transform, or `funcopt.partition`.
+        name: of the class; the rule's in CamelCase if left out. To pickle an instance, keep the class in a module of
+            yours under this name.
+
+    Raises:
+        TypeError: not a pure optimizer.
+    """
+    if not isinstance(opt, PureOptimizer | Partition):
+        raise TypeError(f"from_pure takes a pure optimizer, such as funcopt.adamw() returns; got {opt!r}")
+    base: type[Adapter]
+    own: dict[str, Any]
+    if isinstance(opt, Partition):
+        numbers, flags = opt.hparams(), {}
+        backends = {part.backend for part in opt.active.values()}
+        base, own = Parted, {"_partition": opt, "__doc__": Parted.__doc__}
+    else:
+        numbers, flags = hyper.validate(opt.rule.name, opt.rule.hparams, {}), dict(opt.flags)
+        backends = {opt.backend}
+        base, own = Adapter, {"_rule": opt.rule, "__doc__": opt.rule.doc}
+    switches = {"capturable": False, "differentiable": False}
+    keywords = {**flags, **switches, "backend": backends.pop() if len(backends) == 1 else "auto"}
+    kind = inspect.Parameter
+    signature = inspect.Signature(
+        [
+            kind("self", kind.POSITIONAL_OR_KEYWORD),
+            kind("params", kind.POSITIONAL_OR_KEYWORD),
+            *(kind(n, kind.POSITIONAL_OR_KEYWORD, default=default) for n, default in numbers.items()),
+            *(kind(n, kind.KEYWORD_ONLY, default=default) for n, default in keywords.items()),
+        ]
+    )
+
+    def __init__(self: Adapter, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        for unknown in kwargs.keys() - signature.parameters.keys():
+            allowed = [n for n in signature.parameters if n != "self"]
+            raise TypeError(f"{type(self).__name__} has no argument {unknown!r}; {hyper.suggest(unknown, allowed)}")
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        self._begin(bound.arguments)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    called = "partition" if isinstance(opt, Partition) else opt.rule.name
+    return type(
+        name or "".join(part.capitalize() for part in called.split("_")),
+        (base,),
+        {
+            "__init__": __init__,
+            "__module__": sys._getframe(1).f_globals.get("__name__", "__main__"),
+            "_older": {**flags, **switches},
+            **own,
+        },
+    )
+
+
+class Parted(Adapter):
+    """A `torch.optim.Optimizer` over a partition: a group for each label, with the numbers of the label's optimizer."""
+
+    _partition: ClassVar[Partition]
+
+    def _rule_of(self, group: Mapping[str, Any]) -> Rule:
+        return (self._partition.parts[group["label"]] or stays()).rule
+
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        if "label" in group:
+            super()._check_group(group)
+        else:  # the constructor's numbers
+            self._partition.hparams(**{n: value for n, value in group.items() if n in self._partition.hparams()})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as a group for each label.
+
+        Args:
+            param_group: "params", and numbers by label and name, or, for all labels that have it, by name.
+
+        Raises:
+            TypeError, ValueError: a label, a number or a parameter that does not fit; the optimizer is then as it was.
+        """
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            super().add_param_group(param_group)  # which refuses it
+            return
+        given = param_group["params"]
+        given = [given] if isinstance(given, Tensor) else list(given)
+        named = bool(given) and isinstance(given[0], tuple)
+        labelled: Any = dict(given) if named else given
+        before = len(self.param_groups)
+        try:
+            for label, members in self._partition.members(labelled).items():
+                if members:
+                    super().add_param_group(self._of_label(label, [given[i] for i in members], param_group))
+                    for name in self._partition.hparams():
+                        if name not in self._rule_of(self.param_groups[-1]).hparams:
+                            del self.param_groups[-1][name]
+        except BaseException:
+            del self.param_groups[before:]
+            raise
+
+    def _of_label(self, label: str, params: list[Any], group: Mapping[str, Any]) -> dict[str, Any]:
+        """The group of one label, of what was given for all."""
+        opt = self._partition.parts[label] or stays()
+        values = {**self.defaults, **group}
+        numbers = {name: group.get(name, values.get(self._partition.called(label, name))) for name in opt.rule.hparams}
+        flags = {name: group.get(name, value) for name, value in opt.flags.items()}
+        switches = {name: group[name] for name in ("capturable", "differentiable") if name in group}
+        return {"params": params, "label": label, **numbers, **flags, **switches}
