@@ -126,25 +126,16 @@ def _rows(rule: Rule, leaves: Leaves, which: list[int]) -> tuple[Leaves, dict[in
             continue
         g = g.coalesce()
         places[i] = at = g.indices().unbind()
-        shape, count = params[i].shape, len(g.values())
-        params[i], grads[i] = _picked(params[i], at, count), g.values()
+        shape = params[i].shape
+        params[i], grads[i] = params[i][at], g.values()
         for column in slots.values():
-            column[i] = _picked(column[i], at, count)
+            column[i] = column[i][at]
         for k, column in enumerate(columns):
             if isinstance(column, hyper.PerLeaf) and isinstance(column[i], Tensor) and column[i].dim() > 0:
                 columns[k] = hyper.PerLeaf(column)
-                columns[k][i] = _picked(column[i].expand(shape), at, count)
+                columns[k][i] = column[i].expand(shape)[at]
     return replace(leaves, params=params, grads=grads, slots=slots, columns=columns), places
 
 
-def _picked(t: Tensor, at: Places, count: int) -> Tensor:
-    """The rows at so many places. Where there is nothing to go by, as in a 0-d tensor, it is one row itself, or none."""
-    return t[at] if at else t.clone().unsqueeze(0)[:count]
-
-
 def _scattered(before: Tensor, at: Places, rows: Tensor, donate: bool) -> Tensor:
-    if at:
-        return before.index_put_(at, rows) if donate else before.index_put(at, rows)
-    if len(rows) == 0:
-        return before
-    return before.copy_(rows[0]) if donate else rows[0]
+    return before.index_put_(at, rows) if donate else before.index_put(at, rows)

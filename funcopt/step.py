@@ -264,7 +264,11 @@ def _coefficients(
     if len(times) > 1 and len(keys) == len(clocks) and _stackable([t for own in times for t in own.values()]):
         together = {name: torch.stack([own[name] for own in times]) for name in clocks}
         return backends.Sets(coefficients(rule, numbers(0), together, sums), len(times)), rows
-    return [coefficients(rule, numbers(leaf), own, sums) for leaf, own in zip(first.values(), times, strict=True)], rows
+    sets = [coefficients(rule, numbers(leaf), own, sums) for leaf, own in zip(first.values(), times, strict=True)]
+    for slot in rule.scalars:
+        for found in sets:
+            slot.check_scalar(getattr(found, slot.name))
+    return sets, rows
 
 
 def _stackable(values: list[Any]) -> bool:
@@ -291,8 +295,6 @@ def coefficients(
         # Nobody will see the other coefficients of a step that is skipped, but their derivatives must be finite.
         safe = {name: where(skip != 0, 0.0, value) for name, value in measured.items()}
         found = {**rule.coefficients(t, **numbers, **safe), "skip": skip}
-    for slot in rule.scalars:
-        slot.check_scalar(found[slot.name])
     return rule.Coefficients(**found)  # type: ignore[no-any-return]
 
 

@@ -51,12 +51,14 @@ SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _twice(g: Tensor) -> Tensor:
     indices, halves = g.coalesce().indices(), g.coalesce().values() / 2
-    return torch.sparse_coo_tensor(torch.cat([indices, indices], 1), torch.cat([halves, halves]), g.shape)
+    return torch.sparse_coo_tensor(
+        torch.cat([indices, indices], 1), torch.cat([halves, halves]), g.shape, check_invariants=True
+    )
 
 
 @law(Tried(missing=True, more={"form": st.sampled_from(list(SPARSE))}), of="pure", claim="sparse")
 def sparse_is_dense(subject: PureSubject, case: Case) -> None:
-    """A sparse gradient is the dense one for the elements that it has; the others stay, with their state, where an optimizer leaves alone what has no gradient, and else are elements of gradient 0, bit for bit."""  # noqa: E501
+    """A sparse gradient is the dense one for the elements that it has; the others stay, with their state, where an optimizer leaves alone what has no gradient, and else, and without dimensions, have gradient 0, bit for bit."""  # noqa: E501
     opt, form = subject.optimizer(case), SPARSE[case.more["form"]]
     hparams = opt.hparams(**case.numbers)
     by_rows = subject.rule.rows is not None and subject.rule.rows(hparams)
@@ -72,8 +74,10 @@ def sparse_is_dense(subject: PureSubject, case: Case) -> None:
         want, wanted = opt(params, dense, state, hparams)
         for leaf, (g, p) in enumerate(zip(grads, params, strict=True)):
             has = torch.ones_like(p, dtype=torch.bool)
-            if g is not None and by_rows:
-                ones = torch.sparse_coo_tensor(g._indices(), torch.ones_like(g._values()), g.shape)
+            if g is not None and by_rows and g.sparse_dim():
+                ones = torch.sparse_coo_tensor(
+                    g._indices(), torch.ones_like(g._values()), g.shape, check_invariants=True
+                )
                 has = ones.to_dense() != 0
             same(new[leaf], torch.where(has, want[leaf], p), f"params[{leaf}] after step {t + 1}")
             for name, values in after.items():
