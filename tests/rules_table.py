@@ -5,11 +5,12 @@ import math
 
 import torch
 
+from funcopt import tree
 from funcopt.rules import RULES
 
 # Where a rule's default switches a part of it off, or a flag asks for more.
 NUMBERS = {
-    "adadelta": {"rho": 0.8, "weight_decay": 0.1},
+    "adadelta": {"rho": 0.8, "eps": 0.01, "weight_decay": 0.1},
     "adafactor": {"lr": 0.1, "eps": (1e-8, 1e-3), "weight_decay": 0.1},
     "adagrad": {"lr": 0.1, "lr_decay": 0.5, "weight_decay": 0.1, "initial_accumulator_value": 0.1},
     "adam": {"lr": 0.1, "weight_decay": 0.1},
@@ -49,6 +50,11 @@ IDS = [
     for factory, flags in COMBINATIONS
 ]
 MAXIMIZING = {name: factory for name, factory in RULES.items() if "maximize" in factory.rule.flags}
+
+
+def later(state, steps):
+    """A state in which so many steps more have been counted. RAdam has a rate from the 6th on."""
+    return {**state, "step": tree.map(lambda count: count + steps, state["step"])}
 
 
 def fitted(factory, shape):
