@@ -238,6 +238,10 @@ def _coefficients(
         hyper.PerLeaf([column[i] for i in active]) if isinstance(column, hyper.PerLeaf) else _scalar(column, tracing)
         for column in leaves.columns
     ]
+    if tracing and (floats := [k for k, column in enumerate(leaves.columns) if isinstance(column, float | int)]):
+        # Of a number that no equation uses (Rprop's lr) a tracer makes a constant after all: together, all are used.
+        for k, value in zip(floats, torch.stack([columns[k] for k in floats]).unbind(), strict=True):
+            columns[k] = value
     now: dict[str, list[Any]] = {}  # a number where it can be read, else a tensor
     keys: list[list[Any]] = []
     for name, clock in clocks.items():

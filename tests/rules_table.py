@@ -49,6 +49,8 @@ IDS = [
     "-".join([factory.__name__, *(name for name, chosen in flags.items() if chosen is True)])
     for factory, flags in COMBINATIONS
 ]
+# Of each rule the combination with the most parts: all flags on.
+FULLEST = {factory.__name__: (factory, flags) for factory, flags in COMBINATIONS}
 MAXIMIZING = {name: factory for name, factory in RULES.items() if "maximize" in factory.rule.flags}
 
 

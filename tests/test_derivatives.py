@@ -8,7 +8,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import funcopt
 from tests.by_hand import BY_HAND
-from tests.rules_table import COMBINATIONS, IDS, NUMBERS, fitted, later, tried
+from tests.rules_table import COMBINATIONS, FULLEST, IDS, NUMBERS, fitted, later, tried
 
 BACKENDS = ["eager", "triton"]  # the kernel's derivatives are the rule's, by a Function of its own
 
@@ -43,8 +43,14 @@ def flat_function(opt, params, grads, state, hparams):
     return function, tuple(t.detach() for t in flat if t is not None)
 
 
-@pytest.mark.parametrize(("factory", "flags"), COMBINATIONS, ids=IDS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("factory", "flags", "backend"),
+    [
+        *((*combination, "eager") for combination in COMBINATIONS),
+        *((*fullest, "triton") for fullest in FULLEST.values()),
+    ],
+    ids=[*(f"{name}-eager" for name in IDS), *(f"{name}-triton" for name in FULLEST)],
+)
 def test_gradcheck_in_everything(factory, flags, backend):
     opt = factory(backend=backend, **flags)
     function, inputs = flat_function(opt, *random_problem(factory, opt))
