@@ -49,6 +49,10 @@ IDS = [
     "-".join([factory.__name__, *(name for name, chosen in flags.items() if chosen is True)])
     for factory, flags in COMBINATIONS
 ]
+# Those whose equation is one of each element.
+ELEMENTWISE = {
+    name: (factory, flags) for name, (factory, flags) in zip(IDS, COMBINATIONS, strict=True) if factory.rule.elementwise
+}
 # Of each rule the combination with the most parts: all flags on.
 FULLEST = {factory.__name__: (factory, flags) for factory, flags in COMBINATIONS}
 MAXIMIZING = {name: factory for name, factory in RULES.items() if "maximize" in factory.rule.flags}
