@@ -234,7 +234,7 @@ def _coefficients(
     """
     clocks = {"step": leaves.steps, **leaves.scalars}  # what changes by itself from step to step
     clocks = {name: [column[i] for i in active] for name, column in clocks.items()}
-    columns = [
+    columns: list[Any] = [
         hyper.PerLeaf([column[i] for i in active]) if isinstance(column, hyper.PerLeaf) else _scalar(column, tracing)
         for column in leaves.columns
     ]

@@ -65,6 +65,11 @@ class PureSubject:
         """How many dimensions its parameters may have."""
         return tuple(d for d in range(5) if not self.rule.unfit(torch.empty((2,) * d, device="meta")))
 
+    def fitted(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape with dimensions of one element behind, as many as it takes."""
+        dims = next(d for d in self.dims if d >= len(shape))
+        return (*shape, *[1] * (dims - len(shape)))
+
     @property
     def exempt(self) -> Mapping[str, str]:
         return self.rule.exempt

@@ -1,5 +1,6 @@
 """Laws of execution: every way to run a rule gives what its equation gives in float64, to derived tolerances."""
 
+import math
 import types
 from typing import Any
 
@@ -101,7 +102,7 @@ def _agrees(subject: PureSubject, case: Case, backend: str) -> None:
 )
 def triton_agrees(subject: PureSubject, case: Case) -> None:
     """The Triton kernel gives what torch gives, to rounding: tails, 0-d, empty, strided and misaligned tensors too."""
-    _agrees(subject, resized(case), "triton")
+    _agrees(subject, resized(subject, case), "triton")
 
 
 @law(
@@ -118,16 +119,17 @@ def triton_agrees(subject: PureSubject, case: Case) -> None:
 )
 def compile_agrees(subject: PureSubject, case: Case) -> None:
     """The kernel in C++ gives what torch gives, to rounding: tails, 0-d, empty and strided tensors too."""
-    _agrees(subject, resized(case), "compile")
+    _agrees(subject, resized(subject, case), "compile")
 
 
-def resized(case: Case) -> Case:
+def resized(subject: PureSubject, case: Case) -> Case:
     """The case with its first parameter of the drawn size: its values, over and over."""
+    shape = subject.fitted(case.more["size"])
 
     def first(x: Tensor) -> Tensor:
-        size = torch.Size(case.more["size"]).numel()
+        size = math.prod(shape)
         values = x.flatten() if x.numel() else torch.ones(1, dtype=x.dtype)
-        return values.repeat(-(-size // values.numel()))[:size].reshape(case.more["size"])
+        return values.repeat(-(-size // values.numel()))[:size].reshape(shape)
 
     return case.but(
         params=[first(case.params[0]), *case.params[1:]],

@@ -195,7 +195,7 @@ def hypergradient(subject: PureSubject, case: Case) -> None:
     """Through K steps of training: torch.func.grad = autograd = checkpointed = central differences, for lr and p_0."""
     problem = case.more["problem"]
     opt, numbers = subject.optimizer(case), blunt(subject, case)
-    start = {name: _taken(subject, p) for name, p in problem.params.items()}
+    start = {name: p.reshape(subject.fitted(tuple(p.shape))) for name, p in problem.params.items()}
 
     def loss(params: Mapping[str, Tensor], batch: Any) -> Tensor:
         return problem.loss({name: params[name].reshape(p.shape) for name, p in problem.params.items()}, batch)  # type: ignore[no-any-return]
@@ -230,12 +230,6 @@ def hypergradient(subject: PureSubject, case: Case) -> None:
     if bool((far - numeric).abs() > 1e-6 * size):
         raise SaysNothingError("there is a kink nearby")
     near(by_func[0], numeric, 1e-6 * size, "the derivative in lr, by central differences")
-
-
-def _taken(subject: PureSubject, p: Tensor) -> Tensor:
-    """A parameter with as many dimensions as are taken."""
-    dims = next(d for d in subject.dims if d >= p.dim())
-    return p.reshape((*p.shape, *[1] * (dims - p.dim())))
 
 
 def _inner_gradient(loss: Callable[..., Tensor], params: dict[str, Tensor], batch: Any, by_autograd: bool) -> Any:

@@ -35,6 +35,7 @@ actions = st.lists(
 
 
 @law(Tried(leaves=(1, 3), steps=(1, 5), more={"actions": actions}), needs=("lr",), of="class", uses=GROUPS, cost=2)
+@in_float64
 def life_cycle(subject: ClassSubject, case: Case) -> None:
     """Steps, a new lr, new groups, frozen parameters, a state_dict loaded into a new object, copies and pickles, in any order: each parameter ends where its own gradients and rates take it alone and undisturbed, bit for bit."""  # noqa: E501
     params = [torch.nn.Parameter(copied(p)) for p in case.params]
