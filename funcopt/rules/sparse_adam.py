@@ -55,4 +55,5 @@ sparse_adam = rule(
     complex=False,
     rows=lambda numbers: True,
     doc=__doc__,
+    exempt={"rows_are_enough": "moments decay where a gradient is, and nowhere else"},
 )

@@ -17,6 +17,7 @@ from funcopt.testing.laws.algorithms import (
     sign_steps,
     sparse_adam_constant,
     turning_steps,
+    untouched_elements,
 )
 from funcopt.testing.laws.backends import (
     compile_agrees,
@@ -35,7 +36,7 @@ from funcopt.testing.laws.derivatives import (
     learning_rate_derivative,
     second_derivatives,
 )
-from funcopt.testing.laws.forms import complex_is_pairs, schedule_is_its_numbers, sparse_is_dense
+from funcopt.testing.laws.forms import complex_is_pairs, rows_are_enough, schedule_is_its_numbers, sparse_is_dense
 from funcopt.testing.laws.functions import (
     agrees_with_scheduler,
     clip_bound,
@@ -175,6 +176,7 @@ __all__ = [
     "resume",
     "rmsprop_constant",
     "rotation",
+    "rows_are_enough",
     "saved_is_loaded",
     "schedule_is_its_numbers",
     "schedule_joins",
@@ -197,6 +199,7 @@ __all__ = [
     "triton_agrees",
     "turning_steps",
     "two_loop_is_dense",
+    "untouched_elements",
     "vmap_is_loop",
     "zero_rate",
 ]

@@ -16,6 +16,7 @@ from funcopt.testing.law import (
     law,
     near,
     rounding,
+    same,
     scale_of,
 )
 from funcopt.testing.laws.values import averages, correction, leaf_grads, least_complement, never_decreases, sign_of
@@ -58,24 +59,22 @@ def nadam_constant(subject: Subject, case: Case) -> None:
     travelled(subject, case, sizes, least_complement(case))
 
 
-@law(
-    Tried(steps=(1, 8), constant=True, numbers={**NO_DECAY, "eps": 0.0}, grads=("moderate",), nonzero=()),
-    families=("radam",),
-    needs=("betas", "eps", "lr"),
-)
+@law(Tried(steps=(1, 8), constant=True, numbers=NO_DECAY), families=("radam",), needs=("betas", "eps", "lr"))
 def radam_constant(subject: Subject, case: Case) -> None:
-    """On a constant gradient, at eps = 0, RAdam's steps are -lr·r_t·sign(g) where ρ_t > 5, before that -lr·g."""
-    lr, (_, beta2) = case.numbers["lr"], case.numbers["betas"]
+    """On a constant gradient RAdam's steps are -lr·r_t·g/(|g| + eps/√(1-β₂ᵗ)) where ρ_t > 5, before that -lr·g."""
+    lr, eps, (_, beta2) = case.numbers["lr"], case.numbers["eps"], case.numbers["betas"]
     run, longest = subject.run(case), 2 / (1 - beta2) - 1
     for leaf, g in enumerate(case.grads[0]):
+        assert g is not None
         want = case.params[leaf]
         for t in range(1, len(run.params)):
             length = longest - 2 * t * beta2**t / correction(beta2, t)
             if length > 5:
                 parts = (length - 4) * (length - 2) * longest, (longest - 4) * (longest - 2) * length
-                step = math.sqrt(parts[0] / parts[1]) * g.sign()  # type: ignore[union-attr]
+                below = g.abs() + eps / math.sqrt(correction(beta2, t))
+                step = math.sqrt(parts[0] / parts[1]) * g / below
             else:
-                step = g  # type: ignore[assignment]
+                step = g
             want = want - sign_of(subject, case) * lr * step
             allowed = rounding(want.dtype, t) * scale_of(run)[leaf] / (1 - beta2) ** 2  # ρ is a difference of 1/(1-β₂)
             near(run.params[t][leaf], want, allowed, f"params[{leaf}] after step {t}")
@@ -129,6 +128,22 @@ def sparse_adam_constant(subject: Subject, case: Case) -> None:
             want = want - sign_of(subject, case) * numbers["lr"] * g / (g.abs() + eps)
             allowed = rounding(want.dtype, t) * scale_of(run)[leaf] / least_complement(case)
             near(run.params[t][leaf], want, allowed, f"params[{leaf}] after step {t}")
+
+
+@law(Tried(steps=(1, 4), min_dims=1), families=("sparseadam",), needs=("exp_avg", "exp_avg_sq"))
+def untouched_elements(subject: Subject, case: Case) -> None:
+    """Adam for sparse gradients leaves p and the moments of elements that a gradient has not as they are, exactly."""
+    dense = case.mapped(grads=lambda g: g.to_dense() if g.is_sparse else g)
+    run = subject.run(dense.mapped(grads=Tensor.to_sparse))
+    zeros = [{name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")} for p in case.params]
+    states = [zeros, *run.state[1:]]
+    for t, grads in enumerate(dense.grads):
+        for leaf, g in enumerate(grads):
+            assert g is not None
+            same(run.params[t + 1][leaf][g == 0], run.params[t][leaf][g == 0], f"params[{leaf}] after step {t + 1}")
+            for name, before in zeros[leaf].items():
+                now, before = states[t + 1][leaf][name], states[t][leaf][name]
+                same(now[g == 0], before[g == 0], f"{name} of params[{leaf}] after step {t + 1}")
 
 
 # ---- steps scaled by past gradients ---------------------------------------------------------------------------------

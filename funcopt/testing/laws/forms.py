@@ -10,7 +10,7 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.testing import ranges
 from funcopt.testing.case import Case
-from funcopt.testing.law import Tried, law, same
+from funcopt.testing.law import SaysNothingError, Tried, law, same
 from funcopt.testing.laws.structure import same_params, same_runs
 from funcopt.testing.subject import PureSubject, Run
 
@@ -84,6 +84,22 @@ def sparse_is_dense(subject: PureSubject, case: Case) -> None:
                 now = torch.where(has, wanted[name][leaf], state[name][leaf])
                 same(values[leaf], now if values[leaf].dim() else wanted[name][leaf], f"{name} of params[{leaf}]")
         params, state = new, after
+
+
+@law(Tried(), of="pure", claim="sparse")
+def rows_are_enough(subject: PureSubject, case: Case) -> None:
+    """With numbers with which of a sparse gradient only the rows are looked at, a dense one of 0 changes nothing."""
+    opt = subject.optimizer(case)
+    hparams = opt.hparams(**case.numbers)
+    if subject.rule.rows is None or not subject.rule.rows(hparams):
+        raise SaysNothingError("with these numbers all elements are looked at")
+    params, state = list(case.params), opt.init(list(case.params), hparams)
+    for grads in case.grads:
+        params, state = opt(params, list(grads), state, hparams)
+    new, after = opt(params, [torch.zeros_like(p) for p in params], state, hparams)
+    same(new, params, "params after a step on zero gradients")
+    for name in state.keys() - {"step"}:
+        same(after[name], state[name], f"{name} after a step on zero gradients")
 
 
 @law(Tried(missing=True), of="pure")
