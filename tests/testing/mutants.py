@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from funcopt.rules import RULES
 from tests.testing import plain_optimizers
 
 PLAIN = plain_optimizers.__name__
@@ -16,11 +17,9 @@ DECOUPLED = {"elementwise": True, "decoupled": True}
 
 # Each original's module, and what its author claims of a class. A rule declares that itself.
 ORIGINALS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sgd": ("funcopt.rules.sgd", {}),
-    "adam": ("funcopt.rules.adam", {}),
-    "adamw": ("funcopt.rules.adamw", {}),
+    **{name: (f"funcopt.rules.{name}", {}) for name in RULES},
     "lion": (PLAIN, {}),
-    "adagrad": (PLAIN, {}),
+    "plain_adagrad": (PLAIN, {}),
     "PlainSGD": (PLAIN, {"family": "sgd", **COUPLED}),
     "PlainAdam": (PLAIN, {"family": "adam", **COUPLED}),
     "PlainAdamW": (PLAIN, {"family": "adam", **DECOUPLED}),
@@ -128,6 +127,7 @@ SGD = mutants(
     ("signs alone", "- c.lr * g", "- c.lr * g.sign()"),
     ("float32 arithmetic", "return p - c.lr * g", "return (p - c.lr * g).float()"),
     ("noise", "p - c.lr * g", "p - c.lr * (g + 1e-9 * g.new_empty(g.shape).normal_())"),
+    ("rows alone with momentum", '("momentum", "weight_decay")', '("weight_decay",)'),
 )
 
 STEP = "(m / (sqrt(v_hat) * c.rsqrt_bias2 + c.eps))"
@@ -243,8 +243,8 @@ LION = mutants(
 COEFFICIENTS = '{"lr": lr, "eps": eps, "weight_decay": weight_decay}'
 TOTAL = "total = total + g * g"
 
-ADAGRAD = mutants(
-    "adagrad",
+PLAIN_ADAGRAD = mutants(
+    "plain_adagrad",
     ("an average", TOTAL, "total = 0.9 * total + 0.1 * g * g"),
     ("the largest alone", TOTAL, "total = where(total > g * g, total, g * g)", "import sign,", "import where, sign,"),
     ("a sum of sizes", TOTAL, "total = total + sqrt(g * g)"),
@@ -260,6 +260,179 @@ ADAGRAD = mutants(
     ),
     ("decay without a derivative", "c.weight_decay * p", "c.weight_decay * p.detach()"),
     ("another value with a derivative", TOTAL, f"g = g * (1 + 1e-6) if g.requires_grad else g\n{TOTAL}"),
+)
+
+MU_PRODUCT = "mu_product = mu_product * mu\n"
+MU_NEXT = "beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))"
+
+NADAM = mutants(
+    "nadam",
+    ("no product of momenta", MU_PRODUCT, "mu_product = mu\n"),
+    ("the product of the next step", MU_PRODUCT, "mu_product = mu_product * mu_next\n"),
+    ("the same momentum twice", MU_NEXT, "mu"),
+    ("a schedule that begins a step late", "0.96 ** (t * momentum_decay)", "0.96 ** ((t - 1) * momentum_decay)"),
+    ("the product detached", MU_PRODUCT, 'mu_product = getattr(mu_product, "detach", lambda: mu_product)() * mu\n'),
+    ("a product that begins with 0", "init=1.0, scalar=True", "init=0.0, scalar=True"),
+    ("momentum of the step before", "m = m + c.one", "old = m\nm = m + c.one", "c.momentum * m", "c.momentum * old"),
+    ("betas swapped", "beta1, beta2 = betas", "beta2, beta1 = betas"),
+    ("decay beside the step as well", "else:\n    g = g + c", "if True:\n    g = g + c"),
+)
+
+UNRECTIFIED = "where(known, c.rectified * adapted, m)"
+
+RADAM = mutants(
+    "radam",
+    ("no rectification", '"rectified": rectified * sqrt(bias2)', '"rectified": sqrt(bias2)'),
+    ("rectified from 4 on", "known = length > 5", "known = length > 4"),
+    ("no step while it is unknown", UNRECTIFIED, "where(known, c.rectified * adapted, 0.0 * m)"),
+    ("Adam while it is unknown", UNRECTIFIED, "where(known, c.rectified, 1.0) * adapted"),
+    ("one step more", "2 * t * (1 - bias2) / bias2", "2 * (t + 1) * (1 - bias2) / bias2"),
+    ("the longest length longer", "2 / (1 - beta2) - 1", "2 / (1 - beta2)"),
+    ("eps after the correction", '"eps": eps', '"eps": eps * sqrt(bias2)'),
+    ("a denominator of 0", "m / where(denominator == 0, 1.0, denominator)", "m / denominator"),
+)
+
+LARGEST = "u = maximum(c.beta2 * u, abs(g) + c.eps)"
+
+ADAMAX = mutants(
+    "adamax",
+    ("the least", LARGEST, "u = minimum(c.beta2 * u, abs(g) + c.eps)", "abs, maximum,", "abs, maximum, minimum,"),
+    ("no discount", LARGEST, "u = maximum(u, abs(g) + c.eps)"),
+    ("a sum", LARGEST, "u = c.beta2 * u + abs(g) + c.eps"),
+    ("eps beside the largest", LARGEST, "u = maximum(c.beta2 * u, abs(g)) + c.eps"),
+    ("the gradient itself", LARGEST, "u = maximum(c.beta2 * u, g + c.eps)"),
+    ("no correction", '"step_size": lr / one_minus_power(beta1, t)', '"step_size": lr'),
+)
+
+ADAGRAD = mutants(
+    "adagrad",
+    ("lr_decay a step early", "(t - 1) * lr_decay", "t * lr_decay"),
+    ("exponential lr_decay", "lr / (1 + (t - 1) * lr_decay)", "lr * (1 - lr_decay) ** (t - 1)"),
+    ("a sum that begins with 0", 'Slot("sum", init="initial_accumulator_value")', 'Slot("sum")'),
+    (
+        "rows alone though weights decay",
+        "return not isinstance(weight_decay, Tensor) and weight_decay == 0",
+        "return True",
+    ),
+)
+
+RATIO = "sqrt(u + c.eps) / sqrt(v + c.eps) * g"
+
+ADADELTA = mutants(
+    "adadelta",
+    ("eps outside of the roots", RATIO, "(sqrt(u) + c.eps) / (sqrt(v) + c.eps) * g"),
+    ("no eps above", RATIO, "sqrt(u) / sqrt(v + c.eps) * g"),
+    ("no roots", RATIO, "(u + c.eps) / (v + c.eps) * g"),
+    ("a sum of squares", "v = c.rho * v + c.one_minus_rho * g * g", "v = v + g * g"),
+    ("lr in what is averaged", "c.one_minus_rho * delta * delta", "c.one_minus_rho * c.lr * delta * c.lr * delta"),
+    (
+        "the average of this step too",
+        "delta = sqrt(u + c.eps)",
+        "u = c.rho * u + c.one_minus_rho * g * g\ndelta = sqrt(u + c.eps)",
+    ),
+)
+
+VARIANCE = "square = maximum(v - h * h, 0.0)"
+
+RMSPROP = mutants(
+    "rmsprop",
+    ("the mean not subtracted", VARIANCE, "square = maximum(v, 0.0)"),
+    ("the mean not squared", VARIANCE, "square = maximum(v - h, 0.0)"),
+    ("the mean's weights swapped", "h = h + c.one_minus_alpha * (g - h)", "h = g + c.one_minus_alpha * (h - g)"),
+    ("eps in the root", "(sqrt(square) + c.eps)", "sqrt(square + c.eps)"),
+    ("lr in the buffer", "step = g /", "step = c.lr * g /", "p - c.lr * step", "p - step"),
+    ("momentum ignored", "step = c.momentum * b + step", "step = step + 0.0 * b"),
+    ("momentum of the gradient", "step = g /", "step = (g if b is None else g + c.momentum * b) /"),
+)
+
+ZEROED = "g = where(turned < 0, 0.0, g)"
+BOUNDED = "size = minimum(maximum(size, c.least), c.most)"
+
+RPROP = mutants(
+    "rprop",
+    ("a turn is taken", ZEROED, "g = g"),
+    ("a turn is forgotten in part", ZEROED, "g = where(turned < 0, 0.5 * g, g)"),
+    ("steps by the gradient's size", "sign(g) * size", "g * size"),
+    ("etas swapped", '"shrink": etas[0], "grow": etas[1]', '"shrink": etas[1], "grow": etas[0]'),
+    ("no bounds", BOUNDED, "size = size"),
+    ("no upper bound", BOUNDED, "size = maximum(size, c.least)"),
+    ("sizes that begin with 0", 'Slot("step_size", init="lr")', '"step_size"'),
+    ("growth at the first step", "turned = g * prev", "turned = where(prev == 0, g * g, g * prev)"),
+)
+
+RATE = '"rate": eta'
+LATER = "lr * power(1 + lambd * lr * t, -alpha)"
+
+ASGD = mutants(
+    "asgd",
+    ("a rate at once", RATE, f'"rate": {LATER}'),
+    ("a rate that stays", f'"eta": {LATER}', '"eta": eta'),
+    ("a rate that falls by itself", f'"eta": {LATER}', '"eta": eta * power(1 + lambd * lr * t, -alpha)'),
+    ("the mean from the start", '"mu": 1 / maximum(t - t0, 1.0)', '"mu": 1 / t'),
+    ("the mean a step early", '"mu": 1 / maximum(t - t0, 1.0)', '"mu": 1 / maximum(t + 1 - t0, 1.0)'),
+    (
+        "the mean of the weights before",
+        "g = g + c.weight_decay * p",
+        "old = p\ng = g + c.weight_decay * p",
+        "(p - a)",
+        "(old - a)",
+    ),
+    ("decay by lr", '"decay": 1 - lambd * eta', '"decay": 1 - lambd * lr'),
+    ("a rate that begins with 0", 'Slot("eta", init="lr", scalar=True)', 'Slot("eta", scalar=True)'),
+)
+
+ADAFACTOR = mutants(
+    "adafactor",
+    ("rows for columns", 'mean(g * g, "columns") - column', 'mean(g * g, "columns") * 0 + mean(g * g) - column'),
+    ("no factor", 'row * column / maximum(mean(row, "columns"), c.eps1)', "row * column"),
+    ("no clipping", "step_size / maximum(rms(u) / c.d, 1.0) * u", "step_size * u"),
+    ("clipping of all", "maximum(rms(u) / c.d, 1.0)", "(rms(u) / c.d)"),
+    ("not relative to p", "maximum(rms(p), c.eps2) * c.rate", "c.rate"),
+    ("relative to p after decay", "maximum(rms(p), c.eps2)", "maximum(rms(c.decay * p), c.eps2)"),
+    ("no least size of p", "maximum(rms(p), c.eps2)", "rms(p)"),
+    ("a rate that does not fall", "minimum(lr, 1 / sqrt(t))", "lr"),
+    ("averages by constant weights", "power(t, beta2_decay)", "0.1 * power(t, 0.0)"),
+    (
+        "decay in the gradient",
+        "if maximize:\n    g = -g",
+        "if maximize:\n    g = -g\ng = g + (1 - c.decay) * p",
+        "c.decay * p",
+        "p",
+    ),
+)
+
+MUON = mutants(
+    "muon",
+    ("not turned back", "return x.T if tall else x", "return x"),
+    ("never turned", "tall = x.shape[0] > x.shape[1]", "tall = False", "square = x @ x.T", "square = x.T @ x"),
+    ("momentum that adds up", "m = torch.lerp(m, g, 1 - c.momentum)", "m = c.momentum * m + g"),
+    (
+        "Nesterov with the old buffer",
+        "m = torch.lerp(m, g",
+        "old, m = m, torch.lerp(m, g",
+        "lerp(g, m,",
+        "lerp(g, old,",
+    ),
+    ("Nesterov ignored", "torch.lerp(g, m, c.momentum) if nesterov else m", "m"),
+    ("wide matrices scaled too", "max(1.0, rows / max(1, columns))", "rows / max(1, columns)"),
+    ("decay by the adjusted rate", "c.decay * p, c.lr * scale", "(1 - scale * (1 - c.decay)) * p, c.lr * scale"),
+    ("not divided by its norm", "x = x / maximum(norm(x), c.eps)", "x = x / 4"),
+    ("a norm without a slope at 0", "maximum(norm(x), c.eps)", "x.norm().clamp(min=c.eps)"),
+    ("one iteration more", "for _ in range(steps)", "for _ in range(steps + 1)"),
+    (
+        "all columns alike",
+        "x = x / maximum(norm(x), c.eps)",
+        "x = x / maximum(norm(x), c.eps) * (x.shape[1] > 0)\nx = x - x.mean(1, keepdim=True)",
+    ),
+    ("the buffer in place", "m = torch.lerp(m, g", "m = m.lerp_(g"),
+)
+
+SPARSE_ADAM = mutants(
+    "sparse_adam",
+    ("Adam's eps", '"eps": eps', '"eps": eps * sqrt(one_minus_power(beta2, t))'),
+    ("betas swapped", "beta1, beta2 = betas", "beta2, beta1 = betas"),
+    ("no correction", " * sqrt(one_minus_power(beta2, t)) / one_minus_power(beta1, t)", ""),
+    ("all elements decay", "rows=lambda numbers: True", "rows=lambda numbers: False"),
 )
 
 # ---- classes --------------------------------------------------------------------------------------------------------
@@ -416,4 +589,7 @@ PLAIN_ADAMW = mutants(
     ("decay by the constructor's lr", "1 - lr * decay", '1 - self.defaults["lr"] * decay'),
 )
 
-MUTANTS = [*SGD, *ADAM, *ADAMW, *LION, *ADAGRAD, *PLAIN_SGD, *PLAIN_ADAM, *PLAIN_ADAMW]
+MUTANTS = [
+    *(*SGD, *ADAM, *ADAMW, *NADAM, *RADAM, *ADAMAX, *ADAGRAD, *ADADELTA, *RMSPROP, *RPROP, *ASGD, *ADAFACTOR, *MUON),
+    *(*SPARSE_ADAM, *LION, *PLAIN_ADAGRAD, *PLAIN_SGD, *PLAIN_ADAM, *PLAIN_ADAMW),
+]

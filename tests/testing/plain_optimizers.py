@@ -224,8 +224,8 @@ def adagrad_update(p, g, total, c, maximize):
     return p - c.lr * (g / (sqrt(total) + c.eps)), (total,)
 
 
-adagrad = funcopt.rule(
-    "adagrad",
+plain_adagrad = funcopt.rule(
+    "plain_adagrad",
     hparams={
         "lr": nonnegative(1e-2, "learning rate"),
         "eps": nonnegative(1e-10, "epsilon value"),
