@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from funcopt import backends, exchange
-from funcopt.core import PureOptimizer, State, Tree, pure
+from funcopt.core import PureOptimizer, State, Tree, pure, step_together
 from funcopt.declaration import Rule, scalar_dtype
 from funcopt.stepper import Stepper
 from funcopt.traced import step_traced, zero_grad_traced
@@ -192,25 +192,28 @@ class Adapter(torch.optim.Optimizer):
                 f"{type(self).__name__} takes gradients at two points: step takes a closure that sets them to zero, "
                 "computes the loss, calls backward() and returns the loss"
             )
-        params = [p for group in groups for p in group["params"] if p.grad is not None]
         of = [self._pure(group).ascent(self._numbers(self._rule_of(group), group)) for group in groups]
-        numbers = [
-            own for group, (_, own) in zip(groups, of, strict=True) for p in group["params"] if p.grad is not None
-        ]
-        old = [p.detach().clone() for p in params]
-        hparams = {name: [own[name] for own in numbers] for name in numbers[0]} if numbers else {}
+        params = [[p for p in group["params"] if p.grad is not None] for group in groups]
         with torch.no_grad():
-            ascent = of[0][0]
-            top, _ = ascent([p.detach() for p in params], [p.grad for p in params], ascent.init(old, hparams), hparams)
-            for p, value in zip(params, top, strict=True):
+            parts = [
+                opt.leaves([p.detach() for p in ps], [p.grad for p in ps], opt.init(ps, numbers), numbers)[0]
+                for (opt, numbers), ps in zip(of, params, strict=True)
+            ]
+            top = step_together([opt for opt, _ in of], [group.get("label") for group in groups], parts)
+            moved = [
+                (p, p.clone(), value)
+                for ps, own in zip(params, top, strict=True)
+                for p, value in zip(ps, own.params, strict=True)
+            ]
+            for p, _, value in moved:
                 p.copy_(value)
         try:
             with torch.enable_grad():
                 closure()
         finally:
             with torch.no_grad():
-                for p, value in zip(params, old, strict=True):
-                    p.copy_(value)
+                for p, old, _ in moved:
+                    p.copy_(old)
 
     # ---- flat storage -----------------------------------------------------------------------------------------------
 

@@ -105,12 +105,17 @@ class Work:
         with ops.arithmetic(p.dtype):
             new_p, new_slots = self.update(p, g, *slots, c, *self.flags)
         new, old = iter(new_slots), [slot[leaf] for slot in self.slots]
-        return _to(new_p, self.params[leaf].dtype), [s if s is None else _to(next(new), s.dtype) for s in old]
+        return _to(new_p, self.params[leaf].dtype), [s if s is None else _like(next(new), s) for s in old]
 
 
 def _to(t: Any, dtype: torch.dtype) -> Any:
     """The tensor in a dtype; itself, at a tenth of the cost of `to`, where it has it already, or is None."""
     return t if t is None or t.dtype == dtype else t.to(dtype)
+
+
+def _like(new: Any, old: Tensor) -> Tensor:
+    """A new slot in the dtype of the old one; an equation may have found it to be a Python number."""
+    return _to(new, old.dtype) if isinstance(new, Tensor) else torch.full_like(old, new)
 
 
 Result = tuple[list[Tensor], list[list[Tensor]]]

@@ -108,19 +108,20 @@ class Choice:
 class Measure:
     """A sum over all elements of all gradients, in float64, which `coefficients` takes as it takes a number.
 
-    `summand` is x ↦ what is summed, and `before` `(p, g, slots, c) -> x`, what becomes of a gradient first; c are the
-    coefficients, of which those are known that no later measure goes into.
+    All gradients are those of the optimizer, or of its part of a `funcopt.partition`; of all parts where the measure's
+    name begins with "shared". `summand` is x ↦ what is summed, and `before` `(p, g, slots, c) -> x`, what becomes of a
+    gradient first; c are the coefficients, of which those are known that no later measure goes into.
     """
 
     summand: Callable[[Any], Any]
     before: Callable[[Any, Any, tuple[Any, ...], Any], Any] | None = None
 
-    def after(self, first: Callable[[Any, Any, tuple[Any, ...], Any], Any]) -> "Measure":
-        """The same of gradients that come through another function first."""
+    def after(self, first: Callable[[Any, Any, tuple[Any, ...], Any], tuple[Any, Any]]) -> "Measure":
+        """The same of parameters and gradients that come through `first` first: `(p, g, slots, c) -> (p, g)`."""
         then = self.before
         if then is None:
-            return replace(self, before=first)
-        return replace(self, before=lambda p, g, slots, c: then(p, first(p, g, slots, c), slots, c))
+            return replace(self, before=lambda p, g, slots, c: first(p, g, slots, c)[1])
+        return replace(self, before=lambda p, g, slots, c: then(*first(p, g, slots, c), slots, c))
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,7 +64,7 @@ def centralize(opt: Any = None) -> Any:
 def downhill(old, g, p, slots, c, flags):
     step = p - old
     agrees = step * g > 0 if flags.get("maximize") else step * g < 0
-    scale = step.numel() / (agrees.sum() + 1)
+    scale = step.numel() / (agrees.sum().to(step.dtype) + 1)
     return old + where(agrees, scale * step, 0.0), ()
 
 
