@@ -65,13 +65,13 @@ class Slot:
         """The slot of a parameter before its first step; None where that has no such slot.
 
         Args:
-            p: the parameter.
+            p: the parameter; a copy of it, as anything that is made of it, is differentiable in it.
             numbers: its hyperparameters.
             dtype: of the slot; the parameter's if left out. That of a scalar is always `scalar_dtype()`.
             device: of a scalar; the CPU if left out.
         """
         if self.init == "params":
-            return p.detach().to(dtype or p.dtype, copy=True)
+            return p.to(dtype or p.dtype, copy=True)
         value = numbers[self.init] if isinstance(self.init, str) else self.init
         if self.scalar:
             zero = torch.zeros((), dtype=scalar_dtype(), device=device or torch.device("cpu"))
@@ -145,6 +145,7 @@ class Rule:
     # Whether, with these numbers, what has no gradient stays as it is, so that of a sparse gradient the rows are all
     # there is to do; None where sparse gradients are refused.
     rows: Callable[[Mapping[str, Any]], bool] | None = None
+    lazy: bool = False  # whether what has no gradient stays where a gradient of 0 would change it
     measures: tuple[Mapping[str, Measure], ...] = ()  # by name; those of a later mapping may need those before
     layers: int = 0  # how many transforms are around it
     made: tuple[Callable[..., "Rule"], tuple[Any, ...]] | None = None  # what makes it again, where no name does

@@ -132,7 +132,7 @@ def measured_together(
             measures of its own gradients.
     """
     sums: list[dict[str, Any]] = [{} for _ in rules]
-    for level in range(max((len(rule.measures) for rule in rules), default=0)):
+    for level in range(max([0, *(len(rule.measures) for rule in rules)])):
         found: dict[Any, Any] = {}
         for i, rule in enumerate(rules):
             for name, value in measure(i, level, sums[i]).items() if level < len(rule.measures) else ():

@@ -67,7 +67,7 @@ def _leaves(optimizer: Any, group: Mapping[str, Any]) -> tuple[Rule, tuple[Any, 
     def column(name: str) -> list[Any]:
         slot = next(slot for slot in rule.slots if slot.name == name)
         return [
-            slot.first(p, numbers, device=step.device) if own.get(name) is None else own[name]
+            slot.first(p.detach(), numbers, device=step.device) if own.get(name) is None else own[name]
             for p, own, step in zip(params, states, steps, strict=True)
         ]
 

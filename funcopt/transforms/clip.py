@@ -59,6 +59,7 @@ own_norm = Layer(
     coefficients=lambda max_norm: {"max_norm": max_norm},
     before=clipped,
     elementwise=False,
+    rows=True,
 )
 
 

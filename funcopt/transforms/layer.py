@@ -33,6 +33,7 @@ class Layer:
         time: `(t, **hparams) -> t`, the number of the step as the optimizer inside sees it.
         takes: what `coefficients` takes too: "t", and numbers of the optimizer inside, such as "lr".
         elementwise: whether these are functions of elements; if not, of whole tensors, and run by torch everywhere.
+        rows: whether functions of whole tensors make the same of those rows alone that a sparse gradient has.
         complex: whether parameters may be complex.
         ascent: from a scope, see `layered`, to an optimizer that goes uphill to where the gradient is to be taken; its
             numbers are the layer's.
@@ -49,6 +50,7 @@ class Layer:
     time: Callable[..., Any] | None = None
     takes: tuple[str, ...] = ()
     elementwise: bool = True
+    rows: bool = False
     complex: bool = True
     ascent: Callable[[str], PureOptimizer] | None = None
 
@@ -76,6 +78,12 @@ def layered(opt: Any, layer: Layer, prefix: str = "", scope: str = "", **default
     if not isinstance(prefix, str) or not (prefix + "x").isidentifier():
         raise TypeError(f"{layer.name}: prefix is the beginning of a name, such as 'outer_'; got {prefix!r}")
     numbers = hyper.validate(layer.name, layer.hparams, defaults)
+    for name in defaults:
+        if not isinstance(numbers[name], float):
+            raise TypeError(
+                f"{layer.name}: {name} is a {type(numbers[name]).__name__}; a transform is called with floats, which "
+                f"opt.hparams({prefix}{name}=…) overrules by tensors, schedules and trees"
+            )
     if opt is None:
         return functools.partial(layered, layer=layer, prefix=prefix, **defaults)
     if callable(parts := getattr(opt, "around", None)):
@@ -166,8 +174,7 @@ def _rule(inner: Rule, layer: Layer, prefix: str, scope: str, defaults: tuple[tu
         layers=inner.layers + 1,
         elementwise=inner.elementwise and layer.elementwise,
         complex=inner.complex and layer.complex,
-        # What a layer does to a parameter it does to those elements too that have no gradient.
-        rows=inner.rows and (inner.rows if layer.elementwise and not (layer.weights or layer.after) else _never),
+        rows=_rows(inner, layer),
         made=(_again, (inner, layer.name, prefix, scope, defaults)),
         ascent=inner.ascent if layer.ascent is None else (layer.ascent(scope), prefix),
     )
@@ -181,6 +188,13 @@ def _check_names(inner: Rule, layer: Layer, names: list[str]) -> None:
                 f"{layer.name}: {name!r} is a name that {inner.name} has already; give this one's names a prefix: "
                 f"{layer.name}(…, prefix='outer_') calls it 'outer_{name}'"
             )
+
+
+def _rows(inner: Rule, layer: Layer) -> Callable[[Mapping[str, Any]], bool] | None:
+    """Of a sparse gradient the rows, where those are all there is to do; else zeros too, where they do the same."""
+    if (layer.elementwise or layer.rows) and not (layer.weights or layer.after):
+        return inner.rows
+    return None if inner.rows is None or inner.lazy else _never
 
 
 def _never(numbers: Mapping[str, Any]) -> bool:
