@@ -354,9 +354,13 @@ def run_eager(work: Work) -> Result:
     for leaf, p in enumerate(work.params):
         new_p, new_slots = work.updated(leaf)
         old: list[Any] = [p, *(slot[leaf] for slot in work.slots)]
-        # What the equation hands through is not the result yet: it may be written before it is read, or by its owner.
-        given = [t for t in (*old, work.grads[leaf]) if t is not None]
-        new: list[Any] = [t.clone() if any(t is one for one in given) else t for t in (new_p, *new_slots)]
+        # What the equation hands through is not the result yet: it may be written before it is read, or by its owner;
+        # nor is what it gives twice.
+        taken = [t for t in (*old, work.grads[leaf]) if t is not None]
+        new: list[Any] = []
+        for t in (new_p, *new_slots):
+            new.append(t.clone() if any(t is one for one in taken) else t)
+            taken += [t] if t is not None else []
         if work.donate:
             new = [t if t is None else t.copy_(value) for t, value in zip(old, new, strict=True)]
         results.append((new[0], new[1:]))
