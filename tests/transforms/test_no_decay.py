@@ -62,5 +62,5 @@ def test_one_group_where_the_other_would_be_empty():
 
 @pytest.mark.parametrize("given", [Model().parameters(), [torch.ones(2)], Model])
 def test_what_is_no_module(given):
-    with pytest.raises(TypeError, match="no_decay takes a torch.nn.Module; got a "):
+    with pytest.raises(TypeError, match=r"no_decay takes a torch\.nn\.Module; got a "):
         no_decay(given)
