@@ -54,5 +54,6 @@ sparse_adam = rule(
     update=update,
     complex=False,
     rows=lambda numbers: True,
+    lazy=True,
     doc=__doc__,
 )
