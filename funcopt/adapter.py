@@ -257,7 +257,8 @@ class Adapter(torch.optim.Optimizer):
             ]
             for i, (saved, own) in enumerate(zip(quick, self.param_groups, strict=False)):
                 if isinstance(saved, dict):
-                    quick[i] = {n: own[n] for n in ("label", "lr", *self._rule_of(own).hparams) if n in own} | saved
+                    names = ("label", "lr", *self._rule_of(own).hparams)
+                    quick[i] = saved | {n: own[n] for n in names if n in own and n not in saved}
             state_dict = {**state_dict, "param_groups": quick}
         # A scalar stays in its dtype and where it is, as torch.optim leaves a "step" alone, and nothing else.
         wrap = self.register_load_state_dict_pre_hook(_wrapped)

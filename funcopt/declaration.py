@@ -61,6 +61,14 @@ class Slot:
         *outer, rows, columns = (1, 1, *p.shape)[-max(2, p.dim()) :]
         return {"vectors": tuple(p.shape), "rows": (*outer, rows, 1), "columns": (*outer, 1, columns)}[self.shape]
 
+    def check_scalar(self, value: Any) -> None:
+        """Raise ValueError where a value is none that a scalar may have."""
+        if isinstance(value, Tensor) and value.dim() > 0:
+            raise ValueError(
+                f"the slot {self.name!r} is one number for each parameter, but depends on hparams that differ from "
+                f"element to element, in shape {tuple(value.shape)}; give those as one number for each parameter"
+            )
+
     def first(
         self,
         p: Tensor,
@@ -76,11 +84,15 @@ class Slot:
             numbers: its hyperparameters.
             dtype: of the slot; the parameter's if left out, that of a scalar `scalar_dtype()`.
             device: of a scalar; the CPU if left out.
+
+        Raises:
+            ValueError: it is a scalar, and begins with a number that differs from element to element.
         """
         if self.init == "params":
             return p.to(dtype or p.dtype, copy=True)
         value = numbers[self.init] if isinstance(self.init, str) else self.init
         if self.scalar:
+            self.check_scalar(value)
             zero = torch.zeros((), dtype=dtype or scalar_dtype(), device=device or torch.device("cpu"))
         elif (shape := self.shape_for(p)) is None:
             return None
@@ -96,12 +108,14 @@ class Slot:
 class Choice:
     """A structural choice that is not between True and False: its default, and what it may be.
 
-    `complaint` is what an error says, with {} for what was given.
+    `complaint` is what an error says, with {} for what was given. `tried` are those of the values that
+    `funcopt.testing` draws; all if left out.
     """
 
     default: Any
     values: Sequence[Any]
     complaint: str
+    tried: Sequence[Any] | None = None
 
     def check(self, value: Any) -> Any:
         """The value, if it may be that; else ValueError."""
@@ -183,6 +197,10 @@ class Rule:
             elif not isinstance(value, bool):
                 raise TypeError(f"{self.name}: {flag} takes True or False; got {value!r}")
         return {flag: choices.get(flag, default) for flag, default in self.flags.items()}
+
+    def values(self, flag: str) -> Sequence[Any]:
+        """What a flag may be."""
+        return self.choices[flag].values if flag in self.choices else (False, True)
 
     def validate(self, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
         """A full set of hparams from some, each in its range and fit for the others; raises TypeError or ValueError."""

@@ -56,14 +56,16 @@ def rms(x):
     return sqrt(mean(x * x))
 
 
+RELATIVE = "a rate is min(lr, 1/√t), and relative to p"
+
 adafactor = rule(
     "adafactor",
     hparams={
-        "lr": Number(1e-2, "Learning rate should be >= 0 but is: {}", low=0.0),
+        "lr": Number(1e-2, "Learning rate should be >= 0 but is: {}", low=0.0, tried=(0.0, 0.9)),
         "beta2_decay": Number(-0.8, "beta2_decay should be <= 0 but is: {}", high=0.0),
         "eps": (
             Number(None, "epsilon1 should be >= 0 but is: {}", low=0.0),
-            Number(1e-3, "epsilon2 should be >= 0 but is: {}", low=0.0),
+            Number(1e-3, "epsilon2 should be >= 0 but is: {}", low=0.0, tried=(0.0, 0.1)),
         ),
         "d": Number(1.0, "Clipping threshold d should be >= 1 but is: {}", low=1.0),
         "weight_decay": Number(0.0, "weight_decay should be >= 0 but is: {}", low=0.0),
@@ -79,4 +81,11 @@ adafactor = rule(
     elementwise=False,
     complex=False,
     doc=__doc__,
+    exempt={
+        "coupled_weight_decay": "weights decay beside the step",
+        "decoupled_weight_decay": "steps are relative to p, which decay changes",
+        "learning_rate_derivative": RELATIVE,
+        "learning_rate_linearity": RELATIVE,
+        "translation": "steps are relative to p",
+    },
 )
