@@ -5,13 +5,16 @@ Adagrad alone. A rule that torch.optim lacks is compared with other libraries' c
 here, as a user would. After its first step each contender's parameters are compared with the equation's, run by torch
 leaf by leaf.
 
+Matrices are what a rule is timed on that takes nothing else, Muon. SparseAdam is left out: torch's takes no dense
+gradients, and what a sparse one costs is the lookup of its indices.
+
 The floor is the time for reading params, gradients and the slots, and for writing params and slots.
 """
 
 import argparse
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,7 +68,7 @@ lion = funcopt.rule(
     update=update,
 )
 
-FACTORIES = {"lion": lion} | RULES
+FACTORIES = {"lion": lion} | {name: factory for name, factory in RULES.items() if name != "sparse_adam"}
 
 
 # ---- the tables -----------------------------------------------------------------------------------------------------
@@ -106,7 +109,7 @@ def variants() -> Iterator[Variant]:
         choices = [
             ({}, {}),
             *([({}, on)] if on else []),
-            *(({flag: True}, on) for flag in rule.flags if flag not in FREE),
+            *(({f: not usual}, on) for f, usual in rule.flags.items() if f not in (*FREE, *rule.choices)),
         ]
         found = [Variant(factory, flags, numbers) for flags, numbers in choices]
         yield from (variant for variant in found if not variant.refused)
@@ -122,15 +125,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure every variant on each workload."""
     chosen = [variant for variant in variants() if variant.factory.__name__ in args.rules]
-    tables = [table(variant, *choice, args) for variant in chosen for choice in options.chosen(args)]
+    tables = [table(variant, *choice, args) for variant in chosen for choice in fitting(variant, options.chosen(args))]
     return suite.run("all-rules", tables, args)
+
+
+def fitting(variant: Variant, choices: Sequence[tuple[Workload, str]]) -> list[tuple[Workload, str]]:
+    """The choices of workload and dtype, or the matrices in their place where a rule takes nothing else."""
+    rule = variant.factory.rule
+    if not any(rule.unfit(torch.empty(shape, device="meta")) for w, _ in choices for shape in w.shapes):
+        return list(choices)
+    return [(workloads.WORKLOADS["matrices"], dtype) for dtype in dict.fromkeys(dtype for _, dtype in choices)]
 
 
 def table(variant: Variant, workload: Workload, dtype: str, args: argparse.Namespace) -> suite.Contest:
     """One variant on one workload in one dtype."""
     size = workloads.DTYPES[dtype].itemsize * workload.elements
     opt = variant.opt
-    slots = len(opt.rule.slots_for(opt.hparams(**variant.numbers), opt.flags))
+    params = [torch.empty(shape, dtype=workloads.DTYPES[dtype], device="meta") for shape in workload.shapes]
+    state = opt.init(params, opt.hparams(**variant.numbers))
+    slots = sum(t.nbytes for name, column in state.items() for t in column if t is not None and name != "step")
     return suite.Contest(
         name=f"{variant.name}, {workload.name}, {dtype}",
         about=f"{workload.about} ({workload.elements:,} elements)",
@@ -139,9 +152,9 @@ def table(variant: Variant, workload: Workload, dtype: str, args: argparse.Names
         group="every rule: funcopt's step, × the fastest form that torch.optim, else another library, has of it",
         row=variant.name,
         column=f"{workload.name}, {dtype}",
-        needs=2 * (2 + slots) * size,
-        holds=(2 + slots) * size,
-        moves=(3 + 2 * slots) * size,
+        needs=2 * (2 * size + slots),
+        holds=2 * size + slots,
+        moves=3 * size + 2 * slots,
         facts={
             "rule": variant.factory.__name__,
             "flags": dict(variant.flags),

@@ -48,6 +48,7 @@ WORKLOADS = {
         Workload("many-300", "300 tensors of 4,096 elements: the optimizer's own overhead", ((4096,),) * 300),
         Workload("many-1000", "1,000 tensors of 4,096 elements: the optimizer's own overhead", ((4096,),) * 1000),
         Workload("gpt2", "GPT-2 small: 148 tensors", _gpt2()),
+        Workload("matrices", "48 matrices of 256 × 512", ((256, 512),) * 48),
         Workload("tiny", "three small tensors, to try a suite out", ((64, 3), (5,), (1,))),
     ]
 }

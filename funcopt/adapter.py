@@ -228,7 +228,7 @@ class Adapter(torch.optim.Optimizer):
         elif not isinstance(state["step"], Tensor):
             state["step"] = torch.tensor(float(state["step"]), dtype=scalar_dtype(), device=device)
         for slot in rule.slots:
-            if slot.name in slots and state[slot.name] is None:
+            if slot.name in slots and state[slot.name] is None and slot.shape_for(p) is not None:
                 begin = p if group.get("differentiable") else p.detach()
                 state[slot.name] = slot.first(begin, self._numbers(rule, group), device=device)
         return state
@@ -261,7 +261,8 @@ class Adapter(torch.optim.Optimizer):
             ]
             for i, (saved, own) in enumerate(zip(quick, self.param_groups, strict=False)):
                 if isinstance(saved, dict):
-                    quick[i] = {n: own[n] for n in ("lr", *self._rule_of(own).hparams) if n in own} | saved
+                    names = ("lr", *self._rule_of(own).hparams)
+                    quick[i] = saved | {n: own[n] for n in names if n in own and n not in saved}
             state_dict = {**state_dict, "param_groups": quick}
         # A scalar stays in its dtype and where it is, as torch.optim leaves a "step" alone, and nothing else.
         wrap = self.register_load_state_dict_pre_hook(_wrapped)
@@ -290,7 +291,8 @@ class Adapter(torch.optim.Optimizer):
                 own = self.state.get(p, {})
                 if "step" in own and not isinstance(own["step"], Tensor):
                     device = p.device if group.get("capturable") or group.get("fused") else "cpu"
-                    own["step"] = torch.tensor(float(own["step"]), dtype=scalar_dtype(), device=device)
+                    count = torch.tensor(float(own["step"]), dtype=scalar_dtype(), device=device)
+                    own["step"] = self._counted(count)
         if self.__dict__.pop("_flattened", False):
             self.flatten()
 

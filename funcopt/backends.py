@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 
 from funcopt import observed, ops
+from funcopt.expression import operations, written
 from funcopt.hyper import suggest
 from funcopt.observed import wrapped
 
 __all__ = [
     "BACKENDS",
     "CompilationError",
+    "Sets",
     "Work",
     "added",
     "check",
@@ -50,6 +52,15 @@ BACKENDS = ("auto", "triton", "compile", "eager")
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Sets(list[tuple[Any, ...]]):
+    """Sets of coefficients that were worked out together: `columns` has each field's values, one number or a vector."""
+
+    def __init__(self, columns: tuple[Any, ...], count: int) -> None:
+        alone = [c.unbind() if isinstance(c, Tensor) and c.dim() else [c] * count for c in columns]
+        super().__init__(type(columns)(*cs) for cs in zip(*alone, strict=True))
+        self.columns = columns
 
 
 @dataclass(frozen=True)
@@ -216,9 +227,9 @@ def run(work: Work, backend: str, *, traced: bool, differentiated: bool, tables:
 def ready(work: Work) -> None:
     """Make the kernels that backend="compile" needs for the work; raises CompilationError."""
     if members := _chosen(work, "compile", differentiated=False).get("compile"):
-        from funcopt.kernels import cpu
+        from funcopt.kernels import cpu, whole
 
-        cpu.ready(work.of(members))
+        (cpu if work.elementwise else whole).ready(work.of(members))
 
 
 def skipped(sets: Sequence[Any]) -> bool:
@@ -234,7 +245,8 @@ def measure(
     parts = {"eager": list(range(len(work.params)))} if traced else _chosen(work, backend, differentiated)
     totals: dict[str, Any] = dict.fromkeys(measures, 0.0)
     for name, members in parts.items() if work.params else ():
-        for measured, value in _measured(work.of(members), measures, "eager" if differentiated else name).items():
+        by = "eager" if differentiated or not work.elementwise else name
+        for measured, value in _measured(work.of(members), measures, by).items():
             totals[measured] = added(totals[measured], value)
     return totals
 
@@ -312,11 +324,32 @@ def _chosen(work: Work, backend: str, differentiated: bool) -> dict[str, list[in
     for leaf, p in enumerate(work.params):
         name = backend if backend != "auto" else _best(p)
         tensors = (p, work.grads[leaf], *[slot[leaf] for slot in work.slots])
-        plain = work.elementwise and all(type(t) in PLAIN and t.dtype in KERNEL_DTYPES for t in tensors)
+        plain = all(t is None or (type(t) in PLAIN and t.dtype in KERNEL_DTYPES) for t in tensors)
+        if not work.elementwise and (name == "triton" or not _with_sums(work, leaf)):
+            plain = False
         if not plain or not scalar[work.rows[leaf]] or (name != "triton" and differentiated):
             name = "eager"  # distributed tensors, numbers that differ within a leaf, autograd: the rule, run by torch
         parts.setdefault(name, []).append(leaf)
     return parts
+
+
+def _with_sums(work: Work, leaf: int) -> bool:
+    """Whether what an update that is not elementwise does to a leaf can be written down, with sums."""
+    p, rest = work.params[leaf], iter(work.slots)
+    present = tuple(there and next(rest)[leaf] is not None for there in work.present)
+    return _is_written(work.update, work.flags, present, type(work.coefficients[0]), p.dim() > 1)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_written(
+    update: Callable[..., Any], flags: tuple[Any, ...], present: tuple[bool, ...], fields: Any, matrix: bool
+) -> bool:
+    try:
+        equation = written(update, flags, present, fields, matrix)
+    except Exception:  # it uses more than the op table, as it may
+        return False
+    over = {operation for result in equation.results for operation in operations(result)}
+    return "total_units" not in over or not over & {"total_rows", "total_columns"}
 
 
 def _best(p: Tensor) -> str:
@@ -416,9 +449,9 @@ def _cast(coefficients: tuple[Any, ...], p: Tensor) -> tuple[Any, ...]:
 
 
 def _run_compiled(work: Work) -> Result:
-    from funcopt.kernels import cpu
+    from funcopt.kernels import cpu, whole
 
-    result: Result = cpu.step(work)
+    result: Result = (cpu if work.elementwise else whole).step(work)
     return result
 
 
@@ -427,7 +460,7 @@ def _run_compiled_or_eager(work: Work) -> Result:
         return _run_compiled(work)
     except CompilationError as error:
         _say_once(str(error))
-        return _run_in_pieces(work)
+        return _run_in_pieces(work) if work.elementwise else run_eager(work)
 
 
 @functools.cache

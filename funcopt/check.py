@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from funcopt import hyper
+from funcopt import hyper, optim
+from funcopt.adapter import Adapter
 from funcopt.rules import RULES
 from funcopt.table import table
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 HELD, BROKEN, CANNOT = 0, 1, 2
-CLASSES = ("SGD", "Adam", "AdamW")
 
 
 class _CannotRunError(Exception):
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("targets", nargs="*", metavar="package.module:name", help="a rule's factory, a pure optimizer, or a class")
-    add("--all", action="store_true", help="every rule and class of funcopt; so does naming none")
+    add("--all", action="store_true", help="every rule of funcopt, and its class; so does naming none")
     add("--list", action="store_true", help="print the laws and what they say")
     add("--brief", action="store_true", help="leave out the laws that hold or are exempt")
     add("--laws", metavar="NAME,…", help="try these laws alone")
@@ -85,7 +85,7 @@ def _check(options: argparse.Namespace) -> int:
     testing = _testing()
     from tqdm import tqdm
 
-    names = options.targets or [f"funcopt:{name}" for name in RULES] + [f"funcopt.optim:{name}" for name in CLASSES]
+    names = options.targets or _ours()
     if options.targets and options.all:
         raise _CannotRunError("give names or --all, not both")
     targets = [_load(name) for name in names]
@@ -111,6 +111,13 @@ def _check(options: argparse.Namespace) -> int:
     if named and all(v.status == "exempt" and not v.examples for report in reports for v in report.verdicts):
         raise _CannotRunError(f"none of these laws could be tried: {reports[0].verdicts[0].detail}")
     return HELD if all(report.ok for report in reports) else BROKEN
+
+
+def _ours() -> list[str]:
+    """Every rule, and the classes of rules."""
+    found = {name: getattr(optim, name) for name in optim.__all__}
+    classes = [name for name, cls in found.items() if isinstance(cls, type) and issubclass(cls, Adapter)]
+    return [f"funcopt:{name}" for name in RULES] + [f"funcopt.optim:{name}" for name in classes]
 
 
 def _testing() -> Any:

@@ -76,9 +76,9 @@ class PureOptimizer:
         """The state before the first step: a plain dict from slot name to a tree like params.
 
         `state["step"]` has each parameter's number of steps, 0-d float32 (float64 where that is the default dtype) on
-        the CPU, and so have slots that are scalars; the others mostly are zeros of each parameter's shape, layout and
-        device. Parameters whose counts are equal share one count tensor, which no step ever writes to. A slot that is
-        not for all parameters is None for the others.
+        the CPU. Slots that are scalars are 0-d float64; the others mostly are zeros of each parameter's shape, layout
+        and device. Parameters whose counts are equal share one count tensor, which no step ever writes to. A slot that
+        is not for all parameters is None for the others.
 
         Args:
             params: a pytree of floating-point or complex tensors.
@@ -105,8 +105,10 @@ class PureOptimizer:
             for leaf, device, begin in zip(leaves, where, begins, strict=True):
                 key = (device, id(begin)) if slot.scalar else id(leaf)
                 if key not in shared or not slot.scalar:
-                    own = {init: at(begin, 0)}
-                    shared[key] = slot.first(leaf, own, dtype=_slot_dtype(leaf, slot_dtype), device=device)
+                    dtype = _slot_dtype(leaf, slot_dtype)
+                    if slot.scalar:
+                        dtype = None if slot.name == "step" or device.type == "mps" else torch.float64
+                    shared[key] = slot.first(leaf, {init: at(begin, 0)}, dtype=dtype, device=device)
                 column.append(shared[key])
             state[slot.name] = tree.unflatten(column, spec)
         return state
@@ -214,7 +216,7 @@ def _check_columns(rule: Rule, ps: list[Tensor], gs: list[Any], slots: Mapping[s
         like = column
         if name == "grads":
             like = [p if t is None else t for t, p in zip(column, ps, strict=True)]
-        elif shaped[name].shape is not None:
+        elif shaped[name].shape != "like":
             wanted = [shaped[name].shape_for(p) for p in ps]
             like = [p if t is None and shape is None else t for t, p, shape in zip(column, ps, wanted, strict=True)]
             wanted = [p.shape if shape is None else shape for p, shape in zip(ps, wanted, strict=True)]

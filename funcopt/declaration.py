@@ -37,22 +37,37 @@ class Slot:
         name: its key in the state.
         when: a flag or a number; the slot exists only where that flag is set, or that number is not Python's 0.
         init: what it begins with: a number, the name of a hyperparameter, or "params", for a copy of the parameter.
-        scalar: it is one number, 0-d and in `scalar_dtype()`, which `coefficients` takes and gives anew.
-        shape: its shape by the parameter's, None for parameters that have no such slot; the parameter's own if left
-            out. For rules that are not elementwise.
+        scalar: it is one number, 0-d, which `coefficients` takes and gives anew; float64, and `scalar_dtype()` in a
+            class, as torch.optim has it.
+        shape: "like" the parameter; or, for rules that are not elementwise, of parameters of two dimensions and more
+            one number for each of the "rows", with 1 for the last dimension, or of the "columns", with 1 for the last
+            but one; or "vectors": like the parameter, for parameters of fewer dimensions alone.
     """
 
     name: str
     when: str | None = None
     init: float | str = 0.0
     scalar: bool = False
-    shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] | None = None
+    shape: str = "like"
 
     def shape_for(self, p: Tensor) -> tuple[int, ...] | None:
         """Its shape for a parameter; None where that has no such slot."""
         if self.scalar:
             return ()
-        return tuple(p.shape) if self.shape is None else self.shape(tuple(p.shape))
+        if self.shape == "like":
+            return tuple(p.shape)
+        if (self.shape == "vectors") == (p.dim() > 1):
+            return None
+        *outer, rows, columns = (1, 1, *p.shape)[-max(2, p.dim()) :]
+        return {"vectors": tuple(p.shape), "rows": (*outer, rows, 1), "columns": (*outer, 1, columns)}[self.shape]
+
+    def check_scalar(self, value: Any) -> None:
+        """Raise ValueError where a value is none that a scalar may have."""
+        if isinstance(value, Tensor) and value.dim() > 0:
+            raise ValueError(
+                f"the slot {self.name!r} is one number for each parameter, but depends on hparams that differ from "
+                f"element to element, in shape {tuple(value.shape)}; give those as one number for each parameter"
+            )
 
     def first(
         self,
@@ -67,14 +82,18 @@ class Slot:
         Args:
             p: the parameter; a copy of it, as anything that is made of it, is differentiable in it.
             numbers: its hyperparameters.
-            dtype: of the slot; the parameter's if left out. That of a scalar is always `scalar_dtype()`.
+            dtype: of the slot; the parameter's if left out, that of a scalar `scalar_dtype()`.
             device: of a scalar; the CPU if left out.
+
+        Raises:
+            ValueError: it is a scalar, and begins with a number that differs from element to element.
         """
         if self.init == "params":
             return p.to(dtype or p.dtype, copy=True)
         value = numbers[self.init] if isinstance(self.init, str) else self.init
         if self.scalar:
-            zero = torch.zeros((), dtype=scalar_dtype(), device=device or torch.device("cpu"))
+            self.check_scalar(value)
+            zero = torch.zeros((), dtype=dtype or scalar_dtype(), device=device or torch.device("cpu"))
         elif (shape := self.shape_for(p)) is None:
             return None
         else:
@@ -89,12 +108,14 @@ class Slot:
 class Choice:
     """A structural choice that is not between True and False: its default, and what it may be.
 
-    `complaint` is what an error says, with {} for what was given.
+    `complaint` is what an error says, with {} for what was given. `tried` are those of the values that
+    `funcopt.testing` draws; all if left out.
     """
 
     default: Any
     values: Sequence[Any]
     complaint: str
+    tried: Sequence[Any] | None = None
 
     def check(self, value: Any) -> Any:
         """The value, if it may be that; else ValueError."""
@@ -176,6 +197,10 @@ class Rule:
             elif not isinstance(value, bool):
                 raise TypeError(f"{self.name}: {flag} takes True or False; got {value!r}")
         return {flag: choices.get(flag, default) for flag, default in self.flags.items()}
+
+    def values(self, flag: str) -> Sequence[Any]:
+        """What a flag may be."""
+        return self.choices[flag].values if flag in self.choices else (False, True)
 
     def validate(self, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
         """A full set of hparams from some, each in its range and fit for the others; raises TypeError or ValueError."""

@@ -1,11 +1,12 @@
 """An equation written down instead of worked out: `update` run on these is the graph of its operations."""
 
 import functools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-__all__ = ["CONDITIONS", "Equation", "Expression", "summed", "written"]
+__all__ = ["CONDITIONS", "Equation", "Expression", "operations", "shaped", "summed", "written"]
 
 # The operations whose values are conditions, not numbers.
 CONDITIONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
@@ -134,8 +135,19 @@ class Equation:
         return [0, *range(2, 2 + self.slots)]
 
 
+class Shaped(threading.local):
+    """What equations are being written for: `matrix` tells whether parameters have two dimensions or more."""
+
+    matrix: bool = True
+
+
+shaped = Shaped()
+
+
 @functools.lru_cache(maxsize=1024)
-def written(update: Callable[..., Any], flags: tuple[Any, ...], present: tuple[bool, ...], fields: Any) -> Equation:
+def written(
+    update: Callable[..., Any], flags: tuple[Any, ...], present: tuple[bool, ...], fields: Any, matrix: bool = True
+) -> Equation:
     """An update equation, written down.
 
     Args:
@@ -143,18 +155,35 @@ def written(update: Callable[..., Any], flags: tuple[Any, ...], present: tuple[b
         flags: its flags.
         present: of each slot that the rule declares whether it is in use.
         fields: the type of its coefficients.
+        matrix: whether it is written for parameters of two dimensions or more.
 
     Raises:
         TypeError, AttributeError: it uses more than arithmetic, comparisons and `funcopt.ops`.
     """
     p, g, slots, c = _given(present, fields)
-    new, used = update(p, g, *slots, c, *flags), sum(present)
+    before, shaped.matrix = shaped.matrix, matrix
+    try:
+        new, used = update(p, g, *slots, c, *flags), sum(present)
+    finally:
+        shaped.matrix = before
     if not isinstance(new, tuple) or len(new) != 2 or not isinstance(new[1], tuple) or len(new[1]) != used:
         raise TypeError(f"it must return (p, slots), slots a tuple of the {used} in use; it returned {_shape_of(new)}")
     results = (new[0], *new[1])
     if not all(isinstance(value, Expression | float | int) for value in results):
         raise TypeError(f"it must return numbers; it returned {_shape_of(new)}")
     return Equation(fields._fields, used, results)
+
+
+def operations(value: Any) -> set[str]:
+    """The operations that an expression is made of."""
+    found: dict[int, Expression] = {}
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, Expression) and id(part) not in found:
+            found[id(part)] = part
+            left.extend(part.parts)
+    return {part.operation for part in found.values()}
 
 
 @functools.lru_cache(maxsize=1024)

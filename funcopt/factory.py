@@ -158,7 +158,9 @@ def _check_declaration(made: Rule) -> None:
                 f"{made.name}: slot {slot.name!r} begins with {slot.init!r}, which is no number of the rule; "
                 f"{hyper.suggest(slot.init, [*made.hparams, 'params'])}"
             )
-        if made.elementwise and slot.shape is not None:
+        if slot.shape not in ("like", "rows", "columns", "vectors"):
+            raise TypeError(f"{made.name}: slot {slot.name!r} has the shape {slot.shape!r}; see funcopt.Slot")
+        if made.elementwise and slot.shape != "like":
             raise TypeError(f"{made.name}: slot {slot.name!r} has a shape of its own; that takes elementwise=False")
     update = list(inspect.signature(made.update).parameters)
     expected = 2 + len(taken) + 1 + len(made.flags)
@@ -174,7 +176,7 @@ def _check_equation(made: Rule) -> None:
     """Write the equation down with every combination of flags and slots: what cannot be is refused now."""
     depends = [slot.when for slot in made.slots if slot.when in made.hparams]
     defaults = hyper.validate(made.name, made.hparams, {})
-    for chosen in itertools.product(*(_values(made, flag) for flag in made.flags)):
+    for chosen in itertools.product(*map(made.values, made.flags)):
         flags = dict(zip(made.flags, chosen, strict=True))
         for used in itertools.product((False, True), repeat=len(set(depends))):
             there: dict[Any, bool] = {**flags, **dict(zip(dict.fromkeys(depends), used, strict=True))}
@@ -189,10 +191,6 @@ def _check_equation(made: Rule) -> None:
                     f"{made.name}: update must be an equation of numbers, in arithmetic, comparisons and funcopt.ops; "
                     f"{f'with {choice} ' if choice else ''}it fails with {type(error).__name__}: {error}"
                 ) from error
-
-
-def _values(made: Rule, flag: str) -> Sequence[Any]:
-    return made.choices[flag].values if flag in made.choices else (False, True)
 
 
 def _check_update(made: Rule) -> None:

@@ -32,7 +32,8 @@ class Number:
     """One hyperparameter: its default, the range it may have, and what an error calls it.
 
     A name with {} in it is the whole of what an error says, with the value there, or each of those of its tuple. With
-    the default None it may be None too: the resolution of a parameter's dtype, `torch.finfo(dtype).eps`.
+    the default None it may be None too: the resolution of a parameter's dtype, `torch.finfo(dtype).eps`. `tried` are
+    the ends of what `funcopt.testing` draws, where the range has numbers that mean nothing; the range's if left out.
     """
 
     default: float | None
@@ -41,6 +42,7 @@ class Number:
     high: float = math.inf
     below_high: bool = False
     above_low: bool = False
+    tried: tuple[float, float] | None = None
     whole: bool = False
 
     @property

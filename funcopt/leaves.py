@@ -121,7 +121,7 @@ def _rows(rule: Rule, leaves: Leaves, which: list[int]) -> tuple[Leaves, dict[in
     for i in which:
         own = [column[i] if isinstance(column, hyper.PerLeaf) else column for column in leaves.columns]
         g: Any = grads[i]
-        if rule.rows is None or not rule.rows(hyper.nest(rule.hparams, own)):
+        if g.sparse_dim() == 0 or rule.rows is None or not rule.rows(hyper.nest(rule.hparams, own)):
             grads[i] = g.to_dense()
             continue
         g = g.coalesce()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcopt.expression import Expression
+from funcopt.expression import Expression, shaped
 from funcopt.observed import wrapped
 
 __all__ = [
@@ -24,15 +24,19 @@ __all__ = [
     "cos",
     "expm1",
     "floor",
+    "is_matrix",
     "log",
     "log1p",
     "maximum",
+    "mean",
     "minimum",
     "one_minus_power",
     "power",
     "reciprocal",
     "sign",
+    "size",
     "sqrt",
+    "total",
     "where",
 ]
 
@@ -127,6 +131,45 @@ def arithmetic(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         _arithmetic.dtype = before
+
+
+# ---- sums, in the `update` of a rule that is not elementwise ---------------------------------------------------------
+
+
+def _dimensions(x: Tensor, over: str) -> tuple[int, ...]:
+    """The dimensions of torch that a sum goes over."""
+    return {"rows": (-1,), "columns": (-2,), "units": tuple(range(1, x.dim())), "all": tuple(range(x.dim()))}[over]
+
+
+def total(x: Number, over: str = "all") -> Number:
+    """The sum of all elements, or of each of the "rows", "columns" or "units", whose dimensions are then 1.
+
+    It is worked out in float64. A row goes along the last dimension, a column along the last but one; a unit is all
+    that belongs to one index of the first.
+    """
+    if isinstance(x, Expression):
+        return Expression(f"total_{over}", x)
+    wide = x.dtype if x.device.type == "mps" else torch.float64
+    if over == "all":
+        return x.sum(dtype=wide).to(x.dtype)
+    return x.sum(_dimensions(x, over), keepdim=True, dtype=wide).to(x.dtype)
+
+
+def size(x: Number, over: str = "all") -> Number:
+    """How many elements `total` sums, but 1 where there is none."""
+    if isinstance(x, Expression):
+        return Expression("name", f"size_{over}", scalar=False)
+    return float(max(1, math.prod([x.shape[dim] for dim in _dimensions(x, over)])))  # a tracer takes no generator
+
+
+def mean(x: Number, over: str = "all") -> Number:
+    """`total` by `size`: 0 where there is nothing."""
+    return total(x, over) / size(x, over)
+
+
+def is_matrix(x: Number) -> bool:
+    """Whether a parameter, or its gradient, has two dimensions or more."""
+    return shaped.matrix if isinstance(x, Expression) else x.dim() > 1
 
 
 # ---- scalars, in `coefficients` and schedules: a Python float stays one, a tensor is float64 and differentiable -----

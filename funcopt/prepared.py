@@ -74,7 +74,7 @@ class Prepared:
         # A count on the CPU would have to wait for what a device finds.
         waits = "skip" in rule.Coefficients._fields and any(p.device.type != "cpu" for p in params)
         read = all(
-            len({c.dtype for c in clock}) == 1 and all(map(_countable, clock)) for clock in (*scalars, steps) if clock
+            all(map(_countable, clock)) and len({c.dtype for c in clock}) == 1 for clock in (*scalars, steps) if clock
         )
         if not params or waits or not read:
             return None

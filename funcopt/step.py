@@ -259,10 +259,14 @@ def _coefficients(
     """
     clocks = {"step": leaves.steps, **leaves.scalars}  # what changes by itself from step to step
     clocks = {name: [column[i] for i in active] for name, column in clocks.items()}
-    columns = [
+    columns: list[Any] = [
         hyper.PerLeaf([column[i] for i in active]) if isinstance(column, hyper.PerLeaf) else _scalar(column, tracing)
         for column in leaves.columns
     ]
+    if tracing and (floats := [k for k, column in enumerate(leaves.columns) if isinstance(column, float | int)]):
+        # Of a number that no equation uses (Rprop's lr) a tracer makes a constant after all: together, all are used.
+        for k, value in zip(floats, torch.stack([columns[k] for k in floats]).unbind(), strict=True):
+            columns[k] = value
     now: dict[str, list[Any]] = {}  # a number where it can be read, else a tensor
     keys: list[list[Any]] = []
     for name, clock in clocks.items():
@@ -288,10 +292,12 @@ def _coefficients(
     times = [{name: clock[leaf] for name, clock in now.items()} for leaf in first.values()]
     if len(times) > 1 and len(keys) == len(clocks) and _stackable([t for own in times for t in own.values()]):
         together = {name: torch.stack([own[name] for own in times]) for name in clocks}
-        found = coefficients(rule, numbers(0), together, sums)
-        alone = [c.unbind() if isinstance(c, Tensor) and c.dim() else [c] * len(times) for c in found]
-        return [type(found)(*cs) for cs in zip(*alone, strict=True)], rows
-    return [coefficients(rule, numbers(leaf), own, sums) for leaf, own in zip(first.values(), times, strict=True)], rows
+        return backends.Sets(coefficients(rule, numbers(0), together, sums), len(times)), rows
+    sets = [coefficients(rule, numbers(leaf), own, sums) for leaf, own in zip(first.values(), times, strict=True)]
+    for slot in rule.scalars:
+        for found in sets:
+            slot.check_scalar(getattr(found, slot.name))
+    return sets, rows
 
 
 def _stackable(values: list[Any]) -> bool:

@@ -259,7 +259,7 @@ class Stepper:
                 f"{', '.join(FUSED)}; parameter {self._name(group, p)} is {p.dtype} on {p.device}"
             )
         if p.is_complex() and not rule.complex:
-            raise RuntimeError(f"{name} does not support complex parameters; {self._name(group, p)} is one")
+            raise RuntimeError(f"{name} does not support complex parameters; parameter {self._name(group, p)} is one")
         if not _sparse(p.grad):
             if not self.optimizer._dense:
                 raise RuntimeError(

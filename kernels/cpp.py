@@ -12,7 +12,7 @@ from funcopt.backends import compute_dtype
 from funcopt.expression import Equation
 from funcopt.kernels.statements import ARITHMETIC, Language, Statements
 
-__all__ = ["ENTRY", "measuring", "source"]
+__all__ = ["ENTRY", "TYPES", "head", "language", "measuring", "source"]
 
 ENTRY = "funcopt_step"
 
@@ -116,7 +116,8 @@ extern "C" void funcopt_step(const int64_t *table, int64_t tensors, const double
 """
 
 
-def _language(compute: str) -> Language:
+def language(compute: str) -> Language:
+    """How C++ says things, in this type of arithmetic."""
     infinity = "std::numeric_limits<double>::infinity()"
     return Language(
         operations=OPERATIONS,
@@ -139,7 +140,7 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype], zero_grad: bool = 
         zero_grad: write zeros to the gradients.
     """
     compute, types = TYPES[compute_dtype(dtypes[0])], [TYPES[dtype] for dtype in dtypes]
-    statements = Statements(_language(compute))
+    statements = Statements(language(compute))
     results = [statements.number(result) for result in equation.results]
     names, written = equation.read, equation.written
     inputs = [
@@ -160,7 +161,7 @@ def source(equation: Equation, dtypes: Sequence[torch.dtype], zero_grad: bool = 
         stores.append(f"g_[i] = {types[1]}{{}};")
     return "\n".join(
         [
-            _head(types),
+            head(types),
             "inline void work(const int64_t *row, const double *c, int64_t begin, int64_t end, double *) {",
             *(f"  {line}" for line in [*inputs, *outputs, *scalars, *statements.scalars]),
             "#pragma omp simd",
@@ -186,7 +187,7 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     names = ["p", "g", *(f"s{k}" for k in range(len(dtypes) - 2))]
     blocks, given = [], set()
     for before, summand in measures:
-        first, then = Statements(_language(compute)), Statements(_language("double"), "x")
+        first, then = Statements(language(compute)), Statements(language("double"), "x")
         x, value = first.number(before), then.number(summand)
         given |= first.given
         blocks.append(
@@ -221,7 +222,7 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     ]
     return "\n".join(
         [
-            _head(types),
+            head(types),
             "inline void work(const int64_t *row, const double *c, int64_t begin, int64_t end, double *sums) {",
             *(f"  {line}" for line in body),
             "}",
@@ -230,7 +231,8 @@ def measuring(measures: Sequence[tuple[Any, Any]], fields: int, dtypes: Sequence
     )
 
 
-def _head(types: Sequence[str]) -> str:
+def head(types: Sequence[str]) -> str:
+    """The beginning of a text for tensors of these types."""
     return HEAD.replace("HALF", HALF if "_Float16" in types else "")
 
 

@@ -22,7 +22,7 @@ from funcopt.backends import CompilationError, Result, Work, compiler
 from funcopt.declaration import Measure
 from funcopt.kernels import cpp, table
 
-__all__ = ["bound", "bound_measure", "library", "measure", "ready", "step"]
+__all__ = ["Entry", "bound", "bound_measure", "called", "compiled", "library", "measure", "ready", "step"]
 
 
 def step(work: Work) -> Result:
@@ -47,7 +47,7 @@ def ready(work: Work) -> None:
 def bound(work: Work, rows: table.Table, *, zero_grad: bool = False) -> table.Kernel:
     """The kernel for a table; raises CompilationError."""
     entry = _kernel(work.update, work.flags, work.present, type(work.coefficients[0]), rows.dtypes, zero_grad)
-    call = _called(entry, rows)
+    call = called(entry, rows)
     return lambda coefficients: call(coefficients, 0)
 
 
@@ -63,7 +63,7 @@ def bound_measure(
     """What sums measures of the gradients in a table; raises CompilationError."""
     width = len(rows.rows) // len(rows.members)
     entry = _measuring(tuple(measures.values()), work.present, type(work.coefficients[0]), rows.dtypes, width)
-    call = _called(entry, rows)
+    call = called(entry, rows)
 
     def run(coefficients: list[tuple[Any, ...]]) -> dict[str, float]:
         sums, count = call(coefficients, len(measures)), len(measures)
@@ -80,15 +80,17 @@ def _sum(parts: "array[float]") -> float:
         return sum(parts)
 
 
+# `(address of the table, its rows, address of the coefficients, most threads, address of their sums)`.
 Entry = Callable[[int, int, int, int, int], None]
 
 
-def _called(entry: Entry, rows: table.Table) -> Callable[[list[tuple[Any, ...]], int], "array[float]"]:
+def called(entry: Entry, rows: table.Table) -> Callable[[list[tuple[Any, ...]], int], "array[float]"]:
     """The call of a compiled kernel on a table: coefficients and the number of sums ↦ each thread's sums."""
     address, tensors = rows.rows.buffer_info()[0], len(rows.members)
+    resolution = torch.finfo(rows.dtypes[0]).eps
 
     def call(coefficients: list[tuple[Any, ...]], sums: int) -> "array[float]":
-        numbers = array("d", [float(c) for cs in coefficients for c in cs])
+        numbers = array("d", [resolution if c is None else float(c) for cs in coefficients for c in cs])
         threads = torch.get_num_threads()
         out = array("d", bytes(8 * sums * threads))
         entry(address, tensors, numbers.buffer_info()[0], threads, out.buffer_info()[0])
@@ -107,7 +109,7 @@ def _kernel(
     zero_grad: bool,
 ) -> Entry:
     """The compiled kernel of a rule."""
-    return _entry(cpp.source(expression.written(update, flags, present, fields), dtypes, zero_grad))
+    return compiled(cpp.source(expression.written(update, flags, present, fields), dtypes, zero_grad))
 
 
 @functools.lru_cache(maxsize=256)
@@ -116,11 +118,11 @@ def _measuring(
 ) -> Entry:
     """The compiled kernel that sums measures."""
     summed = [expression.summed(measure.summand, measure.before, present, fields) for measure in measures]
-    return _entry(cpp.measuring(summed, len(fields._fields), dtypes, width))
+    return compiled(cpp.measuring(summed, len(fields._fields), dtypes, width))
 
 
-def _entry(text: str) -> Entry:
-    """`(address of the table, its rows, address of the coefficients, most threads, address of their sums)`."""
+def compiled(text: str) -> Entry:
+    """The entry of a text, compiled; raises CompilationError."""
     entry = getattr(library(text), cpp.ENTRY)
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     entry.argtypes, entry.restype = [pointer, integer, pointer, integer, pointer], None

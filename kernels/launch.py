@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from funcopt import expression
-from funcopt.backends import Result, Work
+from funcopt.backends import Result, Sets, Work
 from funcopt.declaration import Measure
 from funcopt.kernels import table
 from funcopt.kernels.multi_tensor import fill, measure_chunk, multi_tensor_measure, multi_tensor_update, update_chunk
@@ -169,6 +169,8 @@ def scalars(coefficients: list[tuple[Any, ...]], device: torch.device) -> Tensor
             return c.to(dtype=torch.float64, device=device)
         return torch.full((), c, dtype=torch.float64, device=device)
 
+    if isinstance(coefficients, Sets):  # as they were worked out: all leaves' at once
+        return torch.stack([number(c).expand(len(coefficients)) for c in coefficients.columns], 1)
     return torch.stack([torch.stack([number(c) for c in cs]) for cs in coefficients])
 
 

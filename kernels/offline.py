@@ -40,35 +40,40 @@ def assembly(
 
     Args:
         opt: the pure optimizer.
-        slots: the slots in use, as `opt.init` makes them.
+        slots: the slots in use, as `opt.init` makes them; scalars among them count for nothing.
         target: one of `TARGETS`.
         dtype: of the parameters and gradients.
         slot_dtype: of the slots; that of the parameters if left out.
     """
-    dtypes = (dtype, dtype, *[slot_dtype or dtype] * len(slots))
-    present = tuple(slot.name in slots for slot in opt.rule.slots)
+    present = _present(opt, slots)
+    dtypes = (dtype, dtype, *[slot_dtype or dtype] * sum(present))
     equation = expression.written(opt.rule.update, tuple(opt.flags.values()), present, opt.rule.Coefficients)
     constants = {
         "UPDATE_CHUNK": update_chunk(equation, dtypes),
-        "WIDTH": table.width(len(slots)),
+        "WIDTH": table.width(sum(present)),
         "COUNT": len(equation.fields),
         "BLOCK": BLOCK,
     }
     return _compiled(multi_tensor_update, constants, target)
 
 
-def measuring_assembly(opt: PureOptimizer, level: int, target: str, dtype: torch.dtype) -> str:
+def measuring_assembly(opt: PureOptimizer, slots: Sequence[str], level: int, target: str, dtype: torch.dtype) -> str:
     """The PTX, or AMD assembly, of the kernel that sums what an optimizer measures of gradients at a level."""
-    fields = opt.rule.Coefficients
+    fields, present = opt.rule.Coefficients, _present(opt, slots)
     measures = opt.rule.measures[level]
     constants = {
-        "MEASURE_CHUNK": measure_chunk(tuple(measures.values()), fields, (dtype, dtype)),
-        "WIDTH": table.width(0),
+        "MEASURE_CHUNK": measure_chunk(tuple(measures.values()), present, fields, (dtype,) * (2 + sum(present))),
+        "WIDTH": table.width(sum(present)),
         "COUNT": len(fields._fields),
         "SUMS": len(measures),
         "BLOCK": BLOCK,
     }
     return _compiled(multi_tensor_measure, constants, target)
+
+
+def _present(opt: PureOptimizer, slots: Sequence[str]) -> tuple[bool, ...]:
+    """Of each slot that is a tensor whether it is in use."""
+    return tuple(slot.name in slots for slot in opt.rule.tensors)
 
 
 def _compiled(kernel: Any, constants: dict[str, Any], target: str) -> str:

@@ -72,13 +72,17 @@ class Statements:
             text = repr(float(value))
             return self.language.literals.get(text) or self.language.literal.format(text)
         if value.operation == "name":
-            if not value.scalar:
-                self.given.add(value.parts[0])
-            return str(value.parts[0])
+            return self.name(value)
         if id(value) not in self._written:
             self._written[id(value)] = self._stated(value)
             self._kept.append(value)
         return self._written[id(value)]
+
+    def name(self, value: Expression) -> str:
+        """What a quantity that is given is called."""
+        if not value.scalar:
+            self.given.add(value.parts[0])
+        return str(value.parts[0])
 
     def _stated(self, value: Expression) -> str:
         """Add the statement that works the value out; return the name it is given."""
@@ -90,11 +94,15 @@ class Statements:
                 operation, parts = "mul", [reciprocal, parts[0]]
         templates = language.scalar_operations if value.scalar else language.operations
         texts = [self._operand(value, k, part) for k, part in enumerate(parts)]
-        into = self.scalars if value.scalar else self.elements
         kind = language.kinds[0 if _condition(value) else 1 if value.scalar else 2]
-        name = f"{self.prefix}{'k' if value.scalar else 't'}{len(into)}"
+        letter, into = self.place(value)
+        name = f"{self.prefix}{letter}{len(into)}"
         into.append(language.statement.format(kind=kind, name=name, value=templates[operation].format(*texts)))
         return name
+
+    def place(self, value: Expression) -> tuple[str, list[str]]:
+        """Where the statement that works a value out belongs, and a letter for names there."""
+        return ("k", self.scalars) if value.scalar else ("t", self.elements)
 
     def _operand(self, of: Expression, place: int, part: Any) -> str:
         if of.operation in ("and", "or", "not") or (of.operation == "where" and place == 0):

@@ -44,14 +44,17 @@ def width(slots: int) -> int:
     return FIRST + 2 + slots + 1 + slots
 
 
+# From a parameter's shape to what a kernel has to know of it.
+View = Callable[[Sequence[int]], tuple[int, ...]]
+
 # What runs a kernel on a table, with these sets of coefficients.
 Kernel = Callable[[list[tuple[Any, ...]]], None]
 
 
-def run(work: Work, bound: Callable[[Work, Table], Kernel]) -> Result:
+def run(work: Work, bound: Callable[[Work, Table], Kernel], view: View | None = None) -> Result:
     """Do the work, one call of a kernel for each device and combination of dtypes."""
     params, slots = list(work.params), [list(slot) for slot in work.slots]
-    kernels = [(table, bound(work, table)) for table in tables(work)]
+    kernels = [(table, bound(work, table)) for table in tables(work, view)]
     for table, kernel in kernels:
         kernel(work.coefficients)
         for old, new in zip((params, *slots), table.outputs, strict=True):
@@ -63,25 +66,36 @@ def run(work: Work, bound: Callable[[Work, Table], Kernel]) -> Result:
     return params, slots
 
 
-def tables(work: Work) -> list[Table]:
-    """The leaves of the work, by device and combination of dtypes; their rows are those of the work's coefficients."""
+def tables(work: Work, view: View | None = None) -> list[Table]:
+    """The leaves of the work, by device and combination of dtypes; their rows are those of the work's coefficients.
+
+    With a view each row ends with what that makes of the parameter's shape, and all tensors lie row after row.
+    """
     columns = [work.params, work.grads, *work.slots]
     kinds: dict[Any, list[int]] = {}
     described = zip([p.device for p in work.params], *[[t.dtype for t in column] for column in columns], strict=True)
     for leaf, kind in enumerate(described):
         kinds.setdefault(kind, []).append(leaf)
     return [
-        _table(work.of(members), [work.rows[leaf] for leaf in members], members, *kind)
+        _table(work.of(members), [work.rows[leaf] for leaf in members], members, view, *kind)
         for kind, members in kinds.items()
     ]
 
 
-def _table(work: Work, own: list[int], members: list[int], device: torch.device, *dtypes: torch.dtype) -> Table:
-    columns = _walkable([work.params, work.grads, *work.slots])
+def _table(
+    work: Work, own: list[int], members: list[int], view: View | None, device: torch.device, *dtypes: torch.dtype
+) -> Table:
+    columns = [work.params, work.grads, *work.slots]
+    if view is None:
+        columns = _walkable(columns)
+    else:
+        columns = [[t.resolve_neg().contiguous() for t in column] for column in columns]
     inputs = [columns[0], *columns[2:]]
     outputs = inputs if work.donate else [[torch.empty_like(t) for t in column] for column in inputs]
     numbers = [[p.numel() for p in work.params], own]
     numbers += [[t.data_ptr() for t in column] for column in (*columns, *outputs)]
+    if view is not None:
+        numbers += map(list, zip(*(view(p.shape) for p in work.params), strict=True))
     rows = array("q", bytes(8 * len(numbers) * len(members)))
     for place, column in enumerate(numbers):
         rows[place :: len(numbers)] = array("q", column)

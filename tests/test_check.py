@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from funcopt import check
+from funcopt.rules import RULES
 from funcopt.testing import laws
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,8 @@ def run(*arguments, cwd=ROOT):
 
 
 @pytest.mark.parametrize(
-    "target", ["funcopt:adamw", "funcopt:optim.AdamW", "torch.optim:SGD", "tests.testing.buggy:Downhill"]
+    "target",
+    ["funcopt:adamw", "funcopt:muon", "funcopt:optim.SparseAdam", "torch.optim:SGD", "tests.testing.buggy:Downhill"],
 )
 def test_all_laws_hold(target, capsys):
     assert check.main([target, *FEW]) == 0
@@ -59,7 +61,10 @@ def test_everything_of_ours_if_nothing_is_named(capsys):
     assert check.main(["--all", "--laws", "oddness", "--examples", "2"]) == 0
     assert capsys.readouterr().out == named
     titles = re.findall(r"^(\S+): ", named, re.MULTILINE)
-    assert titles == ["sgd", "adam", "adamw", "funcopt.optim.SGD", "funcopt.optim.Adam", "funcopt.optim.AdamW"]
+    rules = [title for title in titles if "." not in title]
+    classes = {title.removeprefix("funcopt.optim.").lower() for title in titles if title not in rules}
+    assert rules == list(RULES)
+    assert classes == {name.replace("_", "") for name in RULES}
 
 
 def test_options_reach_the_laws(capsys):

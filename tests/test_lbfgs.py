@@ -65,8 +65,8 @@ def test_the_recursion_is_the_dense_update(size):
         dense = (eye - rho * torch.outer(s, y)) @ dense @ (eye - rho * torch.outer(y, s)) + rho * torch.outer(s, s)
     for g in random(4, 6, seed=2):
         # Six dozen roundings for each of 5 pairs, of numbers that are up to 10² times as large as the result's.
-        assert torch.allclose(direction(history, g), -dense @ g, rtol=0, atol=1e-12 * g.norm())
-    assert torch.allclose(-direction(history, y), s, rtol=0, atol=1e-12)  # the secant equation, H·y = s
+        assert torch.allclose(direction(history, g)[0], -dense @ g, rtol=0, atol=1e-12 * g.norm())
+    assert torch.allclose(-direction(history, y)[0], s, rtol=0, atol=1e-12)  # the secant equation, H·y = s
 
 
 def test_a_pair_without_curvature_is_left_out():
@@ -85,7 +85,7 @@ def test_exact_line_searches_solve_a_quadratic_in_n_steps(size):
     x, history, d = torch.zeros(n, dtype=torch.float64), EMPTY, None
     g = matrix @ (x - at)
     for _ in range(n):
-        d = direction(history, g)
+        d = direction(history, g)[0]
         s = d * -(g @ d) / (d @ matrix @ d)
         x = x + s
         y = matrix @ (x - at) - g
@@ -322,7 +322,7 @@ def test_a_saved_state_goes_on(search):
     hparams = opt.hparams(lr=0.1)
     params, state = run(opt, rosenbrock, start(), calls=2, lr=0.1)
     assert set(state) == {
-        "func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss"
+        "func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro", "al", "H_diag", "prev_flat_grad", "prev_loss"
     }  # fmt: skip
     assert len(state["old_dirs"]) == len(state["old_stps"]) == len(state["ro"]) == 2
     file = io.BytesIO()

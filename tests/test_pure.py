@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import funcopt
-from tests.rules_table import COMBINATIONS, IDS, NUMBERS
+from tests.rules_table import COMBINATIONS, IDS, NUMBERS, fitted, tried
 
 leaves_of = torch.utils._pytree.tree_leaves
 
@@ -33,8 +33,13 @@ TREES = {
 }
 
 
-def make(tree):
-    return TREES[tree](*tensors((3, 4), (4,), ()))
+def make(tree, factory=funcopt.sgd):
+    return TREES[tree](*tensors(*(fitted(factory, shape) for shape in ((3, 4), (4,), ()))))
+
+
+def slots_of(factory, state, *, scalar):
+    """The slots of a state that are scalars, or those that are not."""
+    return {slot.name: state[slot.name] for slot in factory.rule.slots if slot.name in state and slot.scalar == scalar}
 
 
 def run(opt, params, hparams, steps=3, seed=1, **kwargs):
@@ -58,7 +63,7 @@ def same(a, b):
 def test_any_pytree(factory, tree):
     opt = factory()
     hparams = opt.hparams(**NUMBERS[factory.__name__])
-    params = make(tree)
+    params = make(tree, factory)
     new, state = run(opt, params, hparams)
     spec = torch.utils._pytree.tree_structure(params)
     assert torch.utils._pytree.tree_structure(new) == spec
@@ -74,7 +79,7 @@ def test_any_pytree(factory, tree):
 def test_inputs_are_not_modified(factory, flags, backend):
     opt = factory(backend=backend, **flags)
     hparams = opt.hparams(**NUMBERS[factory.__name__])
-    params, state = run(opt, make("dict"), hparams)
+    params, state = run(opt, make("dict", factory), hparams)
     grads = {name: torch.randn_like(p) for name, p in params.items()}
     grads["s"] = None
     given = (params, grads, state, hparams)
@@ -113,13 +118,14 @@ def test_gradients_of_a_list_may_come_as_the_tuple_of_autograd():
 def test_a_leaf_without_gradient_is_left_alone(factory):
     opt = factory()
     hparams = opt.hparams(**NUMBERS[factory.__name__])
-    params, state = run(opt, make("nested"), hparams)
+    params, state = run(opt, make("nested", factory), hparams)
     grads = {"layers": [{"w": torch.ones(3, 4, dtype=torch.float64)}, None], "none": {}}  # None for a subtree
     new, after = opt(params, grads, state, hparams)
     assert new["layers"][1][0] is params["layers"][1][0]
     for name in state:
         assert after[name]["layers"][1][0] is state[name]["layers"][1][0]
-        assert not torch.equal(after[name]["layers"][0]["w"], state[name]["layers"][0]["w"])
+        slot = state[name]["layers"][0]["w"]
+        assert slot is None or not torch.equal(after[name]["layers"][0]["w"], slot)
     assert float(after["step"]["layers"][0]["w"]) == 4
     assert float(after["step"]["layers"][1][0]) == 3
 
@@ -141,16 +147,18 @@ def test_frozen_leaves_catch_up_by_their_own_count():
 def test_dtypes_stay(factory, dtype, slot_dtype):
     opt = factory()
     hparams = opt.hparams(**NUMBERS[factory.__name__])
-    params = {"w": torch.randn(3, 4, dtype=dtype), "s": torch.ones((), dtype=dtype), "e": torch.ones(0, dtype=dtype)}
+    shapes = {"w": (3, 4), "s": (), "e": (0,)}
+    params = {name: torch.ones(fitted(factory, shape), dtype=dtype) for name, shape in shapes.items()}
     state = opt.init(params, hparams, slot_dtype=slot_dtype)
     new, after = params, state
     for _ in range(2):
         new, after = opt(new, params, after, hparams)
-    described = [(t.dtype, t.shape) for t in leaves_of((params, state))]
-    assert described == [(t.dtype, t.shape) for t in leaves_of((new, after))]
-    for name, slot in state.items():
-        wanted = torch.float32 if name == "step" else slot_dtype or dtype
-        assert {t.dtype for t in leaves_of(slot)} == {wanted}
+    described = [(t.dtype, t.shape) for t in tensors_of((params, state))]
+    assert described == [(t.dtype, t.shape) for t in tensors_of((new, after))]
+    assert {t.dtype for t in tensors_of(slots_of(factory, state, scalar=False))} <= {slot_dtype or dtype}
+    assert {(t.dtype, t.shape) for t in tensors_of(slots_of(factory, state, scalar=True))} <= {(torch.float64, ())}
+    assert {(t.dtype, t.shape) for t in tensors_of(state["step"])} == {(torch.float32, ())}
+    assert all(t.isfinite().all() for t in tensors_of((new, after)))
 
 
 def test_low_precision_computes_in_float32():
@@ -167,9 +175,10 @@ def test_low_precision_computes_in_float32():
 def test_float16_at_zero_gradients_has_no_nan(factory):
     """In torch.optim the eps of 1e-8 is zero in float16, and 0 / 0 follows."""
     opt = factory()
-    p = torch.ones(3, dtype=torch.float16)
-    new, state = run(opt, p, opt.hparams(**NUMBERS[factory.__name__] | {"weight_decay": 0.0}), steps=0)
-    new, _ = opt(p, torch.zeros_like(p), state, opt.hparams(**NUMBERS[factory.__name__] | {"weight_decay": 0.0}))
+    p = torch.ones(fitted(factory, (3,)), dtype=torch.float16)
+    decays = dict.fromkeys({"weight_decay", "lambd"} & factory.rule.hparams.keys(), 0.0)
+    hparams = opt.hparams(**NUMBERS[factory.__name__] | decays)
+    new, _ = opt(p, torch.zeros_like(p), opt.init(p, hparams), hparams)
     assert torch.equal(new, p)
 
 
@@ -177,26 +186,48 @@ def test_float16_at_zero_gradients_has_no_nan(factory):
 
 
 def test_hparams_as_floats_tensors_and_trees_are_the_same_numbers(factory):
-    opt = factory()
+    opt = factory(**tried(factory))
     numbers = NUMBERS[factory.__name__]
-    params = make("nested")
+    params = make("nested", factory)
     want = run(opt, params, opt.hparams(**numbers))
     spec = torch.utils._pytree.tree_structure(params)
 
     def number(v):
         return torch.tensor(v, dtype=torch.float64)
 
-    for form in (
+    whole = (
         number,
         lambda v: {"layers": v, "none": {}},
         lambda v: {"layers": [number(v), v], "none": {}},
         lambda v: torch.utils._pytree.tree_unflatten([v] * spec.num_leaves, spec),
+    )
+    by_weight = (
         lambda v: torch.utils._pytree.tree_map(lambda p: torch.full_like(p, v), params),
         lambda v: torch.utils._pytree.tree_map(lambda p: torch.full(p.shape[-1:], v, dtype=p.dtype), params),
-    ):
-        got = run(opt, params, opt.hparams(**{name: form(value) for name, value in numbers.items()}))
-        for a, b in zip(leaves_of(got), leaves_of(want), strict=True):
+    )
+    for form in (*whole, *(() if factory.rule.scalars else by_weight)):
+        given = {
+            name: tuple(map(form, value)) if isinstance(value, tuple) else form(value)
+            for name, value in numbers.items()
+        }
+        got = run(opt, params, opt.hparams(**given))
+        for a, b in zip(tensors_of(got), tensors_of(want), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
+
+
+def test_a_scalar_takes_no_number_for_each_weight():
+    """Neither at the beginning nor later, where it would be found after the parameters have been written."""
+    p = torch.ones(3, dtype=torch.float64)
+    opt, message = funcopt.asgd(), "slot 'eta' is one number for each parameter.*give those as one number"
+    by_weight = opt.hparams(lr=torch.full((3,), 0.1))
+    with pytest.raises(ValueError, match=message):
+        opt.init(p, by_weight)
+    state = opt.init(p, opt.hparams())
+    with pytest.raises(ValueError, match=message):
+        opt(p, p.clone(), state, by_weight, donate=True)
+    assert torch.equal(p, torch.ones_like(p))
+    new, _ = opt(p, p.clone(), state, opt.hparams(weight_decay=torch.full((3,), 0.1)))
+    torch.testing.assert_close(new, p * (1 - 1e-2 * (1.1 + 1e-4)))
 
 
 def test_one_number_for_each_leaf_is_a_call_for_each():
@@ -224,10 +255,14 @@ def test_one_number_for_each_weight():
 
 
 def test_defaults_are_torch_optims(factory):
-    reference = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[factory.__name__]
-    defaults = reference([torch.zeros(1, requires_grad=True)]).defaults
-    hparams = factory().hparams()
+    by_name = {name.lower(): cls for name, cls in vars(torch.optim).items()}
+    p = torch.zeros(fitted(factory, (1,)), requires_grad=True)
+    defaults = by_name[factory.__name__.replace("_", "")]([p]).defaults
+    opt = factory()
+    hparams = opt.hparams()
     assert {name: defaults[name] for name in hparams} == hparams
+    flags = {name: value for name, value in opt.flags.items() if name in defaults}
+    assert {name: defaults[name] for name in flags} == flags
 
 
 # ---- donation -------------------------------------------------------------------------------------------------------
@@ -237,15 +272,15 @@ def test_defaults_are_torch_optims(factory):
 def test_donated_results_are_in_place_and_the_same(factory, backend):
     opt = factory(backend=backend)
     hparams = opt.hparams(**NUMBERS[factory.__name__])
-    params = make("dict")
+    params = make("dict", factory)
     grads = {name: torch.randn_like(p) for name, p in params.items()}
     state = opt.init(params, hparams)
     want = opt(params, grads, state, hparams)
-    given = params, {name: slot for name, slot in state.items() if name != "step"}
+    given = params, slots_of(factory, state, scalar=False)
     got = opt(params, grads, state, hparams, donate=True)
-    written = got[0], {name: got[1][name] for name in given[1]}
+    written = got[0], slots_of(factory, got[1], scalar=False)
     assert all(a is b for a, b in zip(leaves_of(written), leaves_of(given), strict=True))
-    for a, b in zip(leaves_of(got), leaves_of(want), strict=True):
+    for a, b in zip(tensors_of(got), tensors_of(want), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
 
 

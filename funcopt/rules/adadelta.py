@@ -46,4 +46,5 @@ adadelta = rule(
     coefficients=coefficients,
     update=update,
     doc=__doc__,
+    exempt={"decoupled_weight_decay": "weight decay is L2, part of the gradient"},
 )

@@ -22,7 +22,7 @@ keeps the second moment, not its average, from 0. Complex parameters are refused
 from funcopt.declaration import Slot
 from funcopt.factory import rule
 from funcopt.hyper import Number
-from funcopt.ops import maximum, minimum, power, sqrt
+from funcopt.ops import maximum, mean, minimum, power, sqrt
 
 
 def coefficients(t, lr, beta2_decay, eps, d, weight_decay):
@@ -41,10 +41,10 @@ def update(p, g, row, column, v, c, maximize):
         g = -g
     step_size = maximum(rms(p), c.eps2) * c.rate
     if v is None:
-        row = row + c.share * (mean(g * g, -1) - row)
-        column = column + c.share * (mean(g * g, -2) - column)
+        row = row + c.share * (mean(g * g, "rows") - row)
+        column = column + c.share * (mean(g * g, "columns") - column)
         slots = (row, column)
-        square = row * column / maximum(mean(row, -2), c.eps1)
+        square = row * column / maximum(mean(row, "columns"), c.eps1)
     else:
         square = v + c.share * (g * g - v)
         slots = (square,)
@@ -52,30 +52,28 @@ def update(p, g, row, column, v, c, maximize):
     return c.decay * p - step_size / maximum(rms(u) / c.d, 1.0) * u, slots
 
 
-def mean(x, dim):
-    return x.sum(dim, keepdim=True) / max(1, x.shape[dim])
-
-
 def rms(x):
-    return sqrt((x * x).sum() / max(1, x.numel()))
+    return sqrt(mean(x * x))
 
+
+RELATIVE = "a rate is min(lr, 1/√t), and relative to p"
 
 adafactor = rule(
     "adafactor",
     hparams={
-        "lr": Number(1e-2, "Learning rate should be >= 0 but is: {}", low=0.0),
+        "lr": Number(1e-2, "Learning rate should be >= 0 but is: {}", low=0.0, tried=(0.0, 0.9)),
         "beta2_decay": Number(-0.8, "beta2_decay should be <= 0 but is: {}", high=0.0),
         "eps": (
             Number(None, "epsilon1 should be >= 0 but is: {}", low=0.0),
-            Number(1e-3, "epsilon2 should be >= 0 but is: {}", low=0.0),
+            Number(1e-3, "epsilon2 should be >= 0 but is: {}", low=0.0, tried=(0.0, 0.1)),
         ),
         "d": Number(1.0, "Clipping threshold d should be >= 1 but is: {}", low=1.0),
         "weight_decay": Number(0.0, "weight_decay should be >= 0 but is: {}", low=0.0),
     },
     slots=(
-        Slot("row_var", shape=lambda shape: (*shape[:-1], 1) if len(shape) > 1 else None),
-        Slot("col_var", shape=lambda shape: (*shape[:-2], 1, shape[-1]) if len(shape) > 1 else None),
-        Slot("variance", shape=lambda shape: shape if len(shape) < 2 else None),
+        Slot("row_var", shape="rows"),
+        Slot("col_var", shape="columns"),
+        Slot("variance", shape="vectors"),
     ),
     flags={"maximize": False},
     coefficients=coefficients,
@@ -83,4 +81,11 @@ adafactor = rule(
     elementwise=False,
     complex=False,
     doc=__doc__,
+    exempt={
+        "coupled_weight_decay": "weights decay beside the step",
+        "decoupled_weight_decay": "steps are relative to p, which decay changes",
+        "learning_rate_derivative": RELATIVE,
+        "learning_rate_linearity": RELATIVE,
+        "translation": "steps are relative to p",
+    },
 )

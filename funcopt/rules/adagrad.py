@@ -52,4 +52,5 @@ adagrad = rule(
     update=update,
     rows=rows,
     doc=__doc__,
+    exempt={"decoupled_weight_decay": "weight decay is L2, part of the gradient"},
 )

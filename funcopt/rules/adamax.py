@@ -48,4 +48,5 @@ adamax = rule(
     coefficients=coefficients,
     update=update,
     doc=__doc__,
+    exempt={"decoupled_weight_decay": "weight decay is L2, part of the gradient"},
 )

@@ -65,17 +65,18 @@ def remembered(history: History, y: Tensor, s: Tensor, size: int) -> History:
     return History([*old_dirs, y][-size:], [*old_stps, s][-size:], [*ro, 1.0 / ys][-size:], ys / y.dot(y))
 
 
-def direction(history: History, g: Tensor) -> Tensor:
-    """-H·g, where H is γ·I after one BFGS update, equation 6.17, for each pair."""
+def direction(history: History, g: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """-H·g, where H is γ·I after one BFGS update, equation 6.17, for each pair; and α of each pair."""
     pairs = list(zip(history.old_dirs, history.old_stps, history.ro, strict=True))
     q, alphas = -g, []
     for y, s, rho in reversed(pairs):
         alphas.append(rho * s.dot(q))
         q.add_(y, alpha=-float(alphas[-1]))
     r = history.H_diag * q
-    for (y, s, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+    alphas.reverse()
+    for (y, s, rho), alpha in zip(pairs, alphas, strict=True):
         r.add_(s, alpha=float(alpha - rho * y.dot(r)))
-    return r
+    return r, alphas
 
 
 # ---- algorithm 7.5: L-BFGS ------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def minimize(
 
     names = ("d", "t", "prev_flat_grad", *History._fields)
     d, t, old_g, *pairs = (_like(g, name, state.get(name)) for name in names)
-    history = History(*pairs)
+    history, al = History(*pairs), state.get("al")
     while n < opt.max_iter:
         n += 1
         if old_g is None:
@@ -131,7 +132,8 @@ def minimize(
             d, t = -g, lr * min(1.0, 1.0 / norm)
         else:
             history = remembered(history, g - old_g, t * d, opt.history_size)
-            d, t = direction(history, g), lr
+            (d, alphas), t = direction(history, g), lr
+            al = [*alphas, *[None] * (opt.history_size - len(alphas))]  # as torch.optim keeps it
         old_f, old_g = f, g
         start = trial(0.0, f, g, d)
         if not start.slope <= -tolerance_change:
@@ -153,7 +155,8 @@ def minimize(
         ):
             break
     counts = {"func_evals": state["func_evals"] + evals, "n_iter": state["n_iter"] + n}
-    return x, {**counts, "d": d, "t": t, **history._asdict(), "prev_flat_grad": old_g, "prev_loss": old_f}
+    kept = {} if al is None else {"al": al}
+    return x, {**counts, "d": d, "t": t, **history._asdict(), "prev_flat_grad": old_g, "prev_loss": old_f, **kept}
 
 
 def _arrived(g: Tensor, tolerance_grad: float) -> bool:
@@ -241,7 +244,8 @@ class Minimizer:
                 with gradients enabled, on detached tensors.
             state: from `init` or an earlier call, a dict with torch.optim.LBFGS's names: the counts `func_evals` and
                 `n_iter`, and after an iteration the vectors `d` and `prev_flat_grad`, the numbers `t`, `prev_loss` and
-                `H_diag` (γ), and the lists `old_dirs`, `old_stps` and `ro` of the last y, s and 1/yᵀs.
+                `H_diag` (γ), and the lists `old_dirs`, `old_stps` and `ro` of the last y, s and 1/yᵀs, and `al`, of
+                their α in algorithm 7.4 when it was last run, which is of no further use.
             hparams: from `self.hparams`.
 
         Raises:

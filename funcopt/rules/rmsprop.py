@@ -18,7 +18,7 @@ https://arxiv.org/abs/1308.0850
 
 from funcopt.declaration import Slot
 from funcopt.factory import rule
-from funcopt.hyper import nonnegative
+from funcopt.hyper import Number, nonnegative
 from funcopt.ops import maximum, sqrt
 
 
@@ -56,7 +56,7 @@ rmsprop = rule(
     "rmsprop",
     hparams={
         "lr": nonnegative(1e-2, "learning rate"),
-        "alpha": nonnegative(0.99, "alpha value"),
+        "alpha": Number(0.99, "alpha value", low=0.0, tried=(0.1, 0.999)),  # beyond 1 there is no average
         "eps": nonnegative(1e-8, "epsilon value"),
         "weight_decay": nonnegative(0.0, "weight_decay value"),
         "momentum": nonnegative(0.0, "momentum value"),
@@ -66,4 +66,5 @@ rmsprop = rule(
     coefficients=coefficients,
     update=update,
     doc=__doc__,
+    exempt={"decoupled_weight_decay": "weight decay is L2, part of the gradient"},
 )

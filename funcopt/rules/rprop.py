@@ -17,8 +17,6 @@ lr has no effect after a parameter's first step. Reference: Igel & Hüsken, "Imp
 
 import math
 
-from torch import Tensor
-
 from funcopt.declaration import Slot
 from funcopt.factory import rule
 from funcopt.hyper import Number, nonnegative
@@ -41,11 +39,12 @@ def update(p, g, prev, size, c, maximize):
 
 def check(hparams, flags):
     shrink, grow = hparams["etas"]
-    numbers = [eta for eta in (shrink, grow) if not isinstance(eta, Tensor | dict | list | tuple)]
-    if len(numbers) == 2 and not 0 < shrink < 1 < grow:
+    if isinstance(shrink, float) and isinstance(grow, float) and not 0 < shrink < 1 < grow:
         return f"Invalid eta values: {shrink}, {grow} (etas takes numbers with 0 < etas[0] < 1 < etas[1])"
     return None
 
+
+JUMPS = "a step depends on the sign of prev, which is 0 at first"
 
 rprop = rule(
     "rprop",
@@ -55,7 +54,10 @@ rprop = rule(
             Number(0.5, "Invalid eta values: {}, {}", 0.0, 1.0, below_high=True, above_low=True),
             Number(1.2, "Invalid eta values: {}, {}", 1.0, math.inf, above_low=True),
         ),
-        "step_sizes": (Number(1e-6, "step size at index 0"), Number(50.0, "step size at index 1")),
+        "step_sizes": (
+            Number(1e-6, "step size at index 0", tried=(1e-6, 1e-2)),
+            Number(50.0, "step size at index 1", tried=(1.0, 50.0)),
+        ),
     },
     slots=("prev", Slot("step_size", init="lr")),
     flags={"maximize": False},
@@ -63,4 +65,11 @@ rprop = rule(
     update=update,
     check=check,
     doc=__doc__,
+    exempt={
+        "first_derivatives": JUMPS,
+        "second_derivatives": JUMPS,
+        "learning_rate_linearity": "lr is the first step size alone",
+        "state_ignores_learning_rate": "the slot step_size begins with lr",
+        "zero_rate": "a step size of 0 is below the least of step_sizes",
+    },
 )

@@ -15,8 +15,6 @@ importance of initialization and momentum in deep learning", ICML 2013; decouple
 https://arxiv.org/abs/1711.05101, algorithm 1
 """
 
-from torch import Tensor
-
 from funcopt.declaration import Slot
 from funcopt.factory import rule
 from funcopt.hyper import Number, nonnegative
@@ -63,7 +61,7 @@ def check(hparams, flags):
 
 
 def _is(number, test):
-    return not isinstance(number, Tensor | dict | list | tuple) and test(number)
+    return isinstance(number, float) and test(number)
 
 
 sgd = rule(

@@ -55,7 +55,7 @@ class Case:
     params: Sequence[Tensor]
     grads: Sequence[Sequence[Tensor | None]]
     numbers: Mapping[str, Any] = field(default_factory=dict)
-    flags: Mapping[str, bool] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def but(self, **changes: Any) -> "Case":

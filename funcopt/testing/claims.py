@@ -16,6 +16,8 @@ class Claims:
     Args:
         family: the algorithm whose exact values it has: sgd, adam, nadam, …; None for none known.
         elementwise: whether an element's step depends on that element alone.
+        complex: whether it takes complex parameters, and shows it in the pure form.
+        sparse: whether it takes sparse gradients, likewise.
         decoupled: whether weight decay acts beside the step (True), as L2 in the gradient (False), or, where a flag
             chooses, either (None).
         differentiable: whether derivatives go through a step.
@@ -24,6 +26,8 @@ class Claims:
 
     family: str | None = None
     elementwise: bool = True
+    complex: bool = False
+    sparse: bool = False
     decoupled: bool | None = None
     differentiable: bool = True
     skips_nonfinite: bool = False
@@ -33,6 +37,8 @@ class Claims:
         """Why a law that needs a claim does not apply; None where it does."""
         kinds = {
             "elementwise": (self.elementwise, "not elementwise"),
+            "complex": (self.complex, "complex parameters are refused"),
+            "sparse": (self.sparse, "sparse gradients are refused"),
             "decoupled": (self.decoupled is not False, "weight decay is in the gradient (L2)"),
             "coupled": (self.decoupled is not True, "weight decay is decoupled"),
             "differentiable": (self.differentiable, "no derivative goes through a step"),
@@ -115,7 +121,7 @@ def claims_of(
     if elementwise is not None:
         source["elementwise"] = "given"
     elif isinstance(subject, PureSubject):
-        elementwise, source["elementwise"] = True, "as every rule"
+        elementwise, source["elementwise"] = subject.rule.elementwise, "declared"
     elif family in ELEMENTWISE and source["family"] != BY_SLOTS:
         elementwise, source["elementwise"] = True, "by family"
     else:
@@ -141,13 +147,24 @@ def claims_of(
 
     differentiable = isinstance(subject, PureSubject) or "differentiable" in subject.defaults
     source["differentiable"] = "as every rule" if isinstance(subject, PureSubject) else "its constructor's arguments"
-    return Claims(family, bool(elementwise), decoupled, differentiable, skips_nonfinite, source)
+    takes = {}
+    if isinstance(subject, PureSubject):
+        takes = {"complex": subject.rule.complex, "sparse": subject.rule.rows is not None}
+    return Claims(
+        family,
+        bool(elementwise),
+        decoupled=decoupled,
+        differentiable=differentiable,
+        skips_nonfinite=skips_nonfinite,
+        source=source,
+        **takes,
+    )
 
 
 def _family(subject: Subject) -> tuple[str | None, str]:
     name = subject.rule.name if isinstance(subject, PureSubject) else subject.cls.__name__
-    if name.lower() in FAMILIES:
-        return FAMILIES[name.lower()], "by name"
+    if (plain := name.lower().replace("_", "")) in FAMILIES:
+        return FAMILIES[plain], "by name"
     for family, there, absent in MARKS:
         if all(map(subject.has, there)) and not any(map(subject.has, absent)):
             return family, BY_SLOTS

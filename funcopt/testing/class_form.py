@@ -11,6 +11,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from funcopt import hyper
+from funcopt.declaration import Rule
 from funcopt.hyper import Number, fraction, nonnegative
 from funcopt.testing import ranges
 from funcopt.testing.case import Case, Takes
@@ -24,11 +25,12 @@ RANGES: Mapping[str, Number] = {
     for names, number in [
         (("lr",), nonnegative(1e-3, "learning rate")),
         (("eps",), nonnegative(1e-8, "epsilon value")),
-        (("weight_decay", "lr_decay"), nonnegative(0.0, "decay")),
+        (("weight_decay", "lr_decay", "lambd"), nonnegative(0.0, "decay")),
         (("momentum", "dampening", "alpha", "rho", "beta", "betas"), fraction(0.9, "fraction")),
     ]
     for name in names
 }
+DECAY = ("coupled_weight_decay", "decoupled_weight_decay")
 FLAGS = ("amsgrad", "nesterov", "maximize", "centered", "decoupled_weight_decay")
 
 
@@ -43,7 +45,6 @@ class ClassSubject:
     takes: Takes = field(default_factory=Takes)
     reference: Any = None
     interface = "class"
-    exempt: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -51,6 +52,14 @@ class ClassSubject:
     @property
     def name(self) -> str:
         return f"{self.cls.__module__}.{self.cls.__qualname__}"
+
+    @cached_property
+    def exempt(self) -> Mapping[str, str]:
+        """The laws that the rule of one of funcopt's classes need not keep, but for decay that is a flag's."""
+        rule = getattr(self.cls, "_rule", None)
+        reasons = rule.exempt if isinstance(rule, Rule) else {}
+        decay = DECAY if "decoupled_weight_decay" in self.choices else ()
+        return {law: reason for law, reason in reasons.items() if law not in decay}
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
@@ -79,8 +88,15 @@ class ClassSubject:
         return out
 
     @cached_property
-    def choices(self) -> tuple[str, ...]:
-        return tuple(n for n in FLAGS if isinstance(self.defaults.get(n), bool) and n not in self.fixed)
+    def choices(self) -> Mapping[str, Sequence[Any]]:
+        """The flags that are drawn, and from what."""
+        names = (n for n in FLAGS if isinstance(self.defaults.get(n), bool) and n not in self.fixed)
+        return dict.fromkeys(names, (False, True))
+
+    @cached_property
+    def dims(self) -> tuple[int, ...]:
+        """How many dimensions its parameters may have, as far as its constructor says."""
+        return tuple(d for d in range(5) if self.accepts({}, {}, shape=(1,) * d)) or tuple(range(5))
 
     @cached_property
     def kept(self) -> dict[str, Any]:
@@ -129,7 +145,7 @@ class ClassSubject:
         """Whether there is a hyperparameter, a flag or a slot of this name."""
         return name in self.spec or name in self.choices or name in self.fixed or name in self.slots
 
-    def unfit(self, flags: Mapping[str, bool], numbers: Mapping[str, Any]) -> str | None:
+    def unfit(self, flags: Mapping[str, Any], numbers: Mapping[str, Any]) -> str | None:
         """Why what it is held at is not what is wanted; None where it is."""
         for name, value in {**flags, **numbers}.items():
             held = self.fixed.get(name, self.defaults.get(name, value) if name not in self.spec else value)
@@ -138,20 +154,20 @@ class ClassSubject:
         return refusal(self, flags, numbers)
 
     def draw_numbers(
-        self, flags: Mapping[str, bool], numbers: Mapping[str, Any], nonzero: Sequence[str] = ()
+        self, flags: Mapping[str, Any], numbers: Mapping[str, Any], nonzero: Sequence[str] = ()
     ) -> SearchStrategy[dict[str, Any]]:
         """Numbers for a choice of flags: some held at a value, some not 0, where it has them."""
         return ranges.allowed(
             self.spec,
             lambda values: self.accepts(values, flags),
-            fixed={name: value for name, value in numbers.items() if name in self.spec},
+            fixed=ranges.held(self.spec, numbers),
             nonzero=[name for name in nonzero if name in self.spec],
         )
 
-    def accepts(self, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> bool:
-        """Whether the constructor takes these."""
+    def accepts(self, numbers: Mapping[str, Any], flags: Mapping[str, Any], *, shape: tuple[int, ...] = (1, 1)) -> bool:
+        """Whether the constructor takes these, and a parameter of a shape."""
         try:
-            self.cls([torch.zeros(1, 1).requires_grad_()], **{**self.fixed, **numbers, **flags})
+            self.cls([torch.zeros(shape).requires_grad_()], **{**self.fixed, **numbers, **flags})
         except Exception:  # a third party's, which may be any
             return False
         return True
@@ -160,7 +176,7 @@ class ClassSubject:
         """Numbers that it takes with its flags as they are."""
         return ranges.some_allowed(self.spec, lambda values: self.accepts(values, {}))
 
-    def flags(self, drawn: Mapping[str, bool]) -> dict[str, bool]:
+    def flags(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """All flags of a case."""
         known = {n: v for n, v in {**self.defaults, **self.fixed}.items() if isinstance(v, bool)}
         return {**known, **drawn}
@@ -206,7 +222,7 @@ class ClassSubject:
             out.state.append([state_of(opt, p) for p in params])
         return out
 
-    def final(self, params: Any, grads: Any, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> list[Tensor]:
+    def final(self, params: Any, grads: Any, numbers: Mapping[str, Any], flags: Mapping[str, Any]) -> list[Tensor]:
         """The parameters after steps through which derivatives go."""
         own = [p.clone().requires_grad_() if not p.requires_grad else p.clone() for p in params]
         opt = self.make(own, Case([], [], numbers, flags), differentiable=True)

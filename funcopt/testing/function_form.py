@@ -28,7 +28,8 @@ class FunctionSubject:
     reference: Callable[..., Any] | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     exempt: Mapping[str, str] = field(default_factory=dict)
-    choices: tuple[str, ...] = ()
+    choices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    dims: Sequence[int] = range(5)
     takes: Takes = field(default_factory=Takes)
 
     def __repr__(self) -> str:
@@ -48,14 +49,14 @@ class FunctionSubject:
         """Whether it says this of itself."""
         return name in self.says
 
-    def unfit(self, flags: Mapping[str, bool], numbers: Mapping[str, Any]) -> None:
+    def unfit(self, flags: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
         return None
 
-    def flags(self, drawn: Mapping[str, bool]) -> dict[str, bool]:
+    def flags(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         return dict(drawn)
 
     def draw_numbers(
-        self, flags: Mapping[str, bool], numbers: Mapping[str, Any], nonzero: Sequence[str] = ()
+        self, flags: Mapping[str, Any], numbers: Mapping[str, Any], nonzero: Sequence[str] = ()
     ) -> SearchStrategy[dict[str, Any]]:
         return st.just({})
 

@@ -20,7 +20,20 @@ from funcopt.testing.case import Case, code
 from funcopt.testing.claims import Claims
 from funcopt.testing.subject import KINDS, AnySubject, ClassSubject, Run, subject_of
 
-__all__ = ["BrokenLawError", "Law", "SaysNothingError", "Tried", "law", "moved", "near", "rounding", "same", "scale_of"]
+__all__ = [
+    "NO_DECAY",
+    "BrokenLawError",
+    "Law",
+    "SaysNothingError",
+    "Tried",
+    "in_float64",
+    "law",
+    "moved",
+    "near",
+    "rounding",
+    "same",
+    "scale_of",
+]
 
 
 class BrokenLawError(AssertionError):
@@ -63,7 +76,7 @@ class Tried:
     missing: bool = False
     constant: bool = False
     numbers: Mapping[str, Any] = field(default_factory=dict)
-    flags: Mapping[str, bool] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
     nonzero: Sequence[str] = ("eps",)
     more: Mapping[str, SearchStrategy[Any]] = field(default_factory=dict)
 
@@ -86,7 +99,7 @@ class Law:
         families: the algorithms it is about; empty where it is about all.
         needs: the hyperparameters, flags and slots that it speaks of.
         uses: the parts of torch.optim's interface that it uses of a class.
-        claim: what the optimizer must claim to be: "elementwise", "decoupled", "coupled", "differentiable".
+        claim: what the optimizer must claim to be, as `Claims.lacks` knows it: "elementwise", "decoupled", ….
         backend: the one that it needs to work here.
         cost: how many cases of an ordinary law one of its own costs; it is tried on so many fewer.
     """
@@ -172,16 +185,27 @@ class Law:
         for flags in _combinations(subject.choices, held):
             with contextlib.suppress(ValueError):  # no numbers go with these flags
                 numbers[flags] = subject.draw_numbers(dict(flags), tried.numbers, tried.nonzero)
-        shapes = subject.takes.shapes
-        if shapes is None:
-            shapes = strategies.shapes(
-                min_dims=tried.min_dims, max_dims=tried.max_dims, min_side=tried.min_side, max_side=tried.max_side
-            )
+        shapes = _shapes(tried, subject.dims) if subject.takes.shapes is None else subject.takes.shapes
         return _cases(subject, tried, shapes, numbers)
 
 
-def _combinations(choices: Sequence[str], held: Mapping[str, bool]) -> Iterator[tuple[tuple[str, bool], ...]]:
-    values = [(held[name],) if name in held else (False, True) for name in choices]
+def _shapes(tried: Tried, dims: Sequence[int]) -> SearchStrategy[tuple[int, ...]]:
+    """Shapes that a law is tried on, of the numbers of dimensions that an optimizer takes; else those nearest."""
+    wanted = range(tried.min_dims, tried.max_dims + 1)
+    there = [d for d in wanted if d in dims] or [min(dims, key=lambda d: abs(d - tried.max_dims))]
+
+    def shapes(least: int, most: int) -> SearchStrategy[tuple[int, ...]]:
+        return strategies.shapes(min_dims=least, max_dims=most, min_side=tried.min_side, max_side=tried.max_side)
+
+    if there == list(range(there[0], there[-1] + 1)):
+        return shapes(there[0], there[-1])
+    return st.one_of([shapes(d, d) for d in there])
+
+
+def _combinations(
+    choices: Mapping[str, Sequence[Any]], held: Mapping[str, Any]
+) -> Iterator[tuple[tuple[str, Any], ...]]:
+    values = [(held[name],) if name in held else choices[name] for name in choices]
     for chosen in itertools.product(*values):
         yield tuple(zip(choices, chosen, strict=True))
 
@@ -192,7 +216,7 @@ def _cases(
     subject: AnySubject,
     tried: Tried,
     shapes: SearchStrategy[tuple[int, ...]],
-    numbers: Mapping[tuple[tuple[str, bool], ...], SearchStrategy[dict[str, Any]]],
+    numbers: Mapping[tuple[tuple[str, Any], ...], SearchStrategy[dict[str, Any]]],
 ) -> Case:
     flags = draw(st.sampled_from(list(numbers)))
     dtype = draw(st.sampled_from(list(tried.dtypes)))
@@ -233,6 +257,29 @@ def law(tried: Tried | None = None, **fields: Any) -> Callable[[Check], Law]:
 
 
 # ---- what laws are written with -------------------------------------------------------------------------------------
+
+
+# ASGD's λ is another decay of weights.
+NO_DECAY = {"weight_decay": 0.0, "lambd": 0.0}
+
+
+def in_float64(holds: Check) -> Check:
+    """Have a law tried where float64 is the default dtype.
+
+    What an optimizer keeps as a single number, such as NAdam's product of momenta, is then float64 as the rest is, and
+    not float32, which would be rounded coarsely.
+    """
+
+    @functools.wraps(holds)
+    def exactly(subject: Any, case: Case) -> None:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            holds(subject, case)
+        finally:
+            torch.set_default_dtype(before)
+
+    return exactly
 
 
 # A step of any of these algorithms rounds some ten times, each time by at most half a unit in the last place.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
+import torch
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class PureSubject:
     """A rule, whose flags are drawn, or a pure optimizer, whose flags are chosen."""
 
     rule: Rule
-    fixed: Mapping[str, bool] | None
+    fixed: Mapping[str, Any] | None
     backend: str = "auto"
     takes: Takes = field(default_factory=Takes)
     reference: Any = None
@@ -47,16 +48,27 @@ class PureSubject:
 
     @property
     def name(self) -> str:
-        chosen = [name for name, value in (self.fixed or {}).items() if value]
-        return self.rule.name + (f"({', '.join(f'{name}=True' for name in chosen)})" if chosen else "")
+        chosen = [f"{name}={value!r}" for name, value in (self.fixed or {}).items() if value != self.rule.flags[name]]
+        return self.rule.name + (f"({', '.join(chosen)})" if chosen else "")
 
     @property
     def spec(self) -> hyper.Spec:
         return self.rule.hparams
 
-    @property
-    def choices(self) -> tuple[str, ...]:
-        return tuple(self.rule.flags) if self.fixed is None else ()
+    @cached_property
+    def choices(self) -> Mapping[str, Sequence[Any]]:
+        """The flags that are drawn, and from what."""
+        return {flag: ranges.choices(self.rule, flag) for flag in self.rule.flags} if self.fixed is None else {}
+
+    @cached_property
+    def dims(self) -> tuple[int, ...]:
+        """How many dimensions its parameters may have."""
+        return tuple(d for d in range(5) if not self.rule.unfit(torch.empty((2,) * d, device="meta")))
+
+    def fitted(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape with dimensions of one element behind, as many as it takes."""
+        dims = next(d for d in self.dims if d >= len(shape))
+        return (*shape, *[1] * (dims - len(shape)))
 
     @property
     def exempt(self) -> Mapping[str, str]:
@@ -72,7 +84,7 @@ class PureSubject:
         line, name = importing(self.rule.update.__module__, self.rule.name, lambda found: found.rule is self.rule)
         if self.fixed is None and self.backend == "auto":
             return line, name
-        choices = [f"{flag}={value}" for flag, value in (self.fixed or {}).items()]
+        choices = [f"{flag}={value!r}" for flag, value in (self.fixed or {}).items()]
         choices += [f"backend={self.backend!r}"] if self.backend != "auto" else []
         return line, f"{name}({', '.join(choices)})"
 
@@ -80,15 +92,15 @@ class PureSubject:
         """Whether there is a hyperparameter, a flag or a slot of this name."""
         return name in self.spec or name in self.rule.flags or name in self.slots
 
-    def unfit(self, flags: Mapping[str, bool], numbers: Mapping[str, Any]) -> str | None:
+    def unfit(self, flags: Mapping[str, Any], numbers: Mapping[str, Any]) -> str | None:
         """Why its chosen flags are not those wanted; None where they are."""
         for flag, value in flags.items():
             if self.fixed is not None and self.fixed.get(flag, value) != value:
-                return f"{flag} is {self.fixed[flag]}"
+                return f"{flag} is {self.fixed[flag]!r}"
         return refusal(self, flags, numbers)
 
     def draw_numbers(
-        self, flags: Mapping[str, bool], numbers: Mapping[str, Any], nonzero: Sequence[str] = ()
+        self, flags: Mapping[str, Any], numbers: Mapping[str, Any], nonzero: Sequence[str] = ()
     ) -> SearchStrategy[dict[str, Any]]:
         """Numbers for a choice of flags: some held at a value, some not 0, where it has them."""
         chosen = self.flags(flags)
@@ -96,7 +108,7 @@ class PureSubject:
         return ranges.allowed(
             self.spec,
             lambda values: check is None or check(values, chosen) is None,
-            fixed={name: value for name, value in numbers.items() if name in self.spec},
+            fixed=ranges.held(self.spec, numbers),
             nonzero=[name for name in nonzero if name in self.spec],
         )
 
@@ -105,7 +117,7 @@ class PureSubject:
         check, chosen = self.rule.check, self.flags({})
         return ranges.some_allowed(self.spec, lambda values: check is None or check(values, chosen) is None)
 
-    def flags(self, drawn: Mapping[str, bool]) -> dict[str, bool]:
+    def flags(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """All flags of a case."""
         return {**self.rule.flags, **(self.fixed or {}), **drawn}
 
@@ -119,17 +131,17 @@ class PureSubject:
     def run(self, case: Case, backend: str | None = None) -> Run:
         """Run it on a case; numbers that change by step are lists under `more["by_step"]`."""
         opt = self.optimizer(case, backend)
-        hparams = opt.hparams(**case.numbers)
-        params, state = list(case.params), opt.init(list(case.params), hparams)
+        hparams, by_step = opt.hparams(**case.numbers), case.more.get("by_step", {})
+        numbers = [hparams | {name: values[t] for name, values in by_step.items()} for t in range(len(case.grads))]
+        params, state = list(case.params), opt.init(list(case.params), numbers[0] if numbers else hparams)
         out = Run([params], [_by_leaf(state)])
-        for t, grads in enumerate(case.grads):
-            now = hparams | {name: values[t] for name, values in case.more.get("by_step", {}).items()}
+        for grads, now in zip(case.grads, numbers, strict=True):
             params, state = opt(params, list(grads), state, now)
             out.params.append(params)
             out.state.append(_by_leaf(state))
         return out
 
-    def final(self, params: Any, grads: Any, numbers: Mapping[str, Any], flags: Mapping[str, bool]) -> list[Tensor]:
+    def final(self, params: Any, grads: Any, numbers: Mapping[str, Any], flags: Mapping[str, Any]) -> list[Tensor]:
         """The parameters after steps through which derivatives go."""
         opt = pure(self.rule, backend=self.backend, **self.flags(flags))
         hparams = {**hyper.validate(self.rule.name, self.spec, {}), **numbers}
@@ -144,7 +156,7 @@ def _by_leaf(state: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in zip(*state.values(), strict=True)]
 
 
-def refusal(subject: Any, flags: Mapping[str, bool], numbers: Mapping[str, Any]) -> str | None:
+def refusal(subject: Any, flags: Mapping[str, Any], numbers: Mapping[str, Any]) -> str | None:
     """Why a subject takes no numbers with some of these held; None where it does."""
     try:
         subject.draw_numbers({name: v for name, v in flags.items() if name in subject.choices}, numbers)

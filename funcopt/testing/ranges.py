@@ -16,15 +16,16 @@ from funcopt.declaration import Rule
 from funcopt.factory import Factory
 from funcopt.hyper import Number
 
-__all__ = ["allowed", "flags", "hparams", "number", "numbers", "some_allowed"]
+__all__ = ["allowed", "choices", "flags", "held", "hparams", "number", "numbers", "scaled", "some_allowed"]
 
 
-def number(declared: Number, *, nonzero: bool = False) -> SearchStrategy[float]:
+def number(declared: Number, *, nonzero: bool = False) -> SearchStrategy[float | None]:
     """Numbers in the range that a hyperparameter declares, on a grid of short decimals.
 
-    A number whose default is tiny (eps) is drawn by its exponent. An unbounded range ends at ±1, or at ten times the
-    default where that is more; an open end at 1 is approached to 0.999. With `nonzero` the value 0 is left out.
-    It shrinks to 0.5 where the range has it, then to the default, and else towards 0.
+    A number whose default is tiny (eps) is drawn by its exponent, one whose default is None is None too. An unbounded
+    range ends at ±1, or at ten times the default where that is more; an open end at 1 is approached to 0.999. Where the
+    declaration says what part of the range is `tried`, it is that part. With `nonzero` the value 0 is left out. It
+    shrinks to 0.5 where the range has it, then to the default, and else towards 0.
 
     Raises:
         TypeError: not a declaration.
@@ -35,25 +36,26 @@ def number(declared: Number, *, nonzero: bool = False) -> SearchStrategy[float]:
     return st.one_of([_one_of(group) for group in _values(declared, nonzero)])
 
 
-def _one_of(values: Sequence[float]) -> SearchStrategy[float]:
+def _one_of(values: Sequence[float | None]) -> SearchStrategy[float | None]:
     """As `sampled_from`, but with the first and the last more often, and a short repr."""
     return st.integers(0, len(values) - 1).map(lambda k: values[k])
 
 
 @functools.cache
-def _values(declared: Number, nonzero: bool) -> list[list[float]]:
+def _values(declared: Number, nonzero: bool) -> list[list[float | None]]:
     """What `number` draws from, in groups that are equally likely."""
+    least, most = declared.tried or (declared.low, declared.high)
 
-    def kept(values: Iterable[float]) -> list[float]:
-        return [float(x) for x in values if x in declared and not (nonzero and x == 0)]
+    def kept(values: Iterable[float]) -> list[float | None]:
+        return [float(x) for x in values if x in declared and least <= x <= most and not (nonzero and x == 0)]
 
     default = 1e-8 if declared.default is None else declared.default if math.isfinite(declared.default) else 0.0
     scale = kept([0.0, *(10.0**-e for e in (8, 6, 4, 3, 2, 1, 10, 12))])
-    if declared.low >= 0 and 0 < default < 1e-4 and scale:
-        return [scale]
-    low = declared.low if declared.low > -math.inf else min(-1.0, 10 * default, declared.high - 1)
-    high = declared.high if declared.high < math.inf else max(1.0, 10 * default, low + 1)
-    top = high - 0.001 * (high - low) if declared.below_high else high
+    if least >= 0 and 0 < default < 1e-4 and scale:
+        return [scale, [None]] if declared.default is None else [scale]
+    low = least if least > -math.inf else min(-1.0, 10 * default, most - 1)
+    high = most if most < math.inf else max(1.0, 10 * default, low + 1)
+    top = high - 0.001 * (high - low) if declared.below_high and high == declared.high else high
     rounded = (float(f"{low + (top - low) * k / 1000:.6g}") for k in range(1001))
     grid = sorted({0.0, *(min(max(x, low), top) for x in rounded)}, key=lambda x: (abs(x), x < 0))
     off = kept([0.0]) if default == 0 else []  # what is off by default is off in many a case: code asks whether it is
@@ -93,16 +95,42 @@ def numbers(
     )
 
 
-def flags(opt: Factory | PureOptimizer | Rule) -> SearchStrategy[dict[str, bool]]:
-    """Choices for every flag of a rule; a pure optimizer's are chosen already."""
-    chosen = opt.flags if isinstance(opt, PureOptimizer) else {}
+def held(spec: hyper.Spec, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Of some numbers those of a spec; a single one stands for each of a tuple."""
+
+    def fit(part: Number | hyper.Several, value: Any) -> Any:
+        return (value,) * len(part) if isinstance(part, tuple) and not isinstance(value, tuple) else value
+
+    return {name: fit(spec[name], value) for name, value in numbers.items() if name in spec}
+
+
+def scaled(spec: hyper.Spec, numbers: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Numbers times a factor, but for those that would leave their range, or are None."""
+
+    def one(part: Number | hyper.Several, value: Any) -> Any:
+        if isinstance(part, tuple):
+            return tuple(map(one, part, value))
+        return value if value is None or value * factor not in part else value * factor
+
+    return {name: one(spec[name], value) if name in spec else value for name, value in numbers.items()}
+
+
+def choices(rule: Rule, flag: str) -> Sequence[Any]:
+    """What a flag is tried with."""
+    tried = rule.choices[flag].tried if flag in rule.choices else None
+    return rule.values(flag) if tried is None else tried
+
+
+def flags(opt: Factory | PureOptimizer | Rule) -> SearchStrategy[dict[str, Any]]:
+    """Choices for every flag of a rule, of those that its declaration says are tried; a pure optimizer has chosen."""
+    rule, chosen = _rule(opt), opt.flags if isinstance(opt, PureOptimizer) else {}
     return st.fixed_dictionaries(
-        {flag: st.just(chosen[flag]) if flag in chosen else st.booleans() for flag in _rule(opt).flags}
+        {flag: st.sampled_from([chosen[flag]] if flag in chosen else choices(rule, flag)) for flag in rule.flags}
     )
 
 
 def hparams(
-    opt: Factory | PureOptimizer | Rule, flags: Mapping[str, bool] | None = None, **fixed: Any
+    opt: Factory | PureOptimizer | Rule, flags: Mapping[str, Any] | None = None, **fixed: Any
 ) -> SearchStrategy[dict[str, Any]]:
     """Full sets of hparams of a rule in their declared ranges, fit for its flags and for each other.
 
@@ -205,5 +233,5 @@ def _rule(opt: Factory | PureOptimizer | Rule) -> Rule:
     return rule
 
 
-def _fits(rule: Rule, values: Mapping[str, Any], chosen: Mapping[str, bool]) -> bool:
+def _fits(rule: Rule, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
     return rule.check is None or rule.check(values, chosen) is None

@@ -146,7 +146,7 @@ def _smallest(subject: AnySubject, law: Law, case: Case, failure: str) -> tuple[
     found = True
     while found:
         found = False
-        for smaller in _smaller(case, law.tried, subject.takes.shapes is None):
+        for smaller in _smaller(case, law.tried, subject.dims if subject.takes.shapes is None else ()):
             if time.perf_counter() > end:
                 return case, failure
             with contextlib.suppress(SaysNothingError):
@@ -157,8 +157,8 @@ def _smallest(subject: AnySubject, law: Law, case: Case, failure: str) -> tuple[
     return case, failure
 
 
-def _smaller(case: Case, tried: Tried, shapes_are_free: bool) -> Iterator[Case]:
-    """Cases with one thing less each, which the law may be tried on too."""
+def _smaller(case: Case, tried: Tried, dims: Sequence[int]) -> Iterator[Case]:
+    """Cases with one thing less each, which the law may be tried on too; `dims` are the dimensions that shapes have."""
     leaves, steps = range(len(case.params)), range(len(case.grads))
     if len(leaves) > tried.leaves[0]:
         for i in leaves:
@@ -171,10 +171,10 @@ def _smaller(case: Case, tried: Tried, shapes_are_free: bool) -> Iterator[Case]:
     for i, p in enumerate(case.params):
         if any(g is not None and g.is_sparse for g in [p, *(step[i] for step in case.grads)]):
             continue
-        if shapes_are_free:
+        if dims:
             for d in range(p.dim()):
                 size = p.shape[d]
-                if p.dim() > tried.min_dims and size:
+                if p.dim() > tried.min_dims and p.dim() - 1 in dims and size:
                     for end in (0, size - 1):
                         yield _leaf(case, i, functools.partial(torch.select, dim=d, index=end))
                 if size > max(tried.min_side, 1):

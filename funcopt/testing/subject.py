@@ -1,6 +1,6 @@
 """What is under test, in the one way in which all laws run it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,15 +72,17 @@ def subject_of(
             raise ValueError(f"{name}={value!r} is for classes; the declaration of {rule.name} says all of that")
     if isinstance(opt, PureOptimizer):
         model = _reference(reference, opt.rule.name, opt.rule.hparams)
-        if model is not None and any(on and not model.has(flag) for flag, on in opt.flags.items()):
+        chosen = [flag for flag, value in opt.flags.items() if value != opt.rule.flags[flag]]
+        if model is not None and not all(map(model.has, chosen)):
             model = None  # a choice that the reference does not have
         return PureSubject(opt.rule, opt.flags, backend or opt.backend, takes, model)
     if isinstance(rule, Rule):
         return PureSubject(rule, None, backend or "auto", takes, _reference(reference, rule.name, rule.hparams))
     if isinstance(opt, type) and callable(getattr(opt, "step", None)):
         held = {**(fixed or {}), **({"backend": backend} if backend else {})}
+        sparse = sparse or not getattr(opt, "_dense", True)  # of funcopt's classes one takes no other gradients
         subject = ClassSubject(opt, held, _ranges(opt, ranges or {}), sparse, takes)
-        model = _reference(reference, opt.__name__, subject.spec.keys() | held.keys(), opt)
+        model = _reference(reference, opt.__name__, {**held, **subject.spec}, opt)
         return replace(subject, reference=model)
     what = f"an instance of {type(opt).__name__}" if not isinstance(opt, type) else f"the class {opt.__name__}"
     hint = "; give its class" if callable(getattr(opt, "step", None)) else ""
@@ -107,10 +109,13 @@ def _some(what: str, given: Sequence[Any] | None, known: Sequence[Any]) -> Seque
     return given
 
 
-def _reference(given: Any, name: str, numbers: Iterable[str], itself: type | None = None) -> Any:
+def _reference(given: Any, name: str, numbers: Mapping[str, Any], itself: type | None = None) -> Any:
     """The reference that is given, else torch.optim's class of this name, if all its numbers are there."""
     if given is not None:
         return None if given == "none" else subject_of(given)
     found = next((c for n, c in vars(torch.optim).items() if n.lower() == name.lower()), None)
-    model = ClassSubject(found, {}, {}) if isinstance(found, type) and found is not itself else None
-    return model if model is not None and model.spec.keys() <= set(numbers) else None
+    if not isinstance(found, type) or found is itself:
+        return None
+    model = ClassSubject(found, {}, {})
+    ranges = {n: part for n, part in numbers.items() if n in model.defaults and isinstance(part, Number | tuple)}
+    return ClassSubject(found, {}, ranges) if model.spec.keys() <= numbers.keys() else None

@@ -6,8 +6,8 @@ same state, and the outermost sees the gradients first:
     opt = skip_nonfinite(clip_by_global_norm(ema(funcopt.adamw(), decay=0.999), max_norm=1.0))
 
 What they need of all gradients together (their norm, whether they are finite) is one reduction over them before the
-pass. Those that need something of each parameter's whole tensor (`clip_by_norm`, `adaptive_clip`, `centralize`,
-`cautious`) have the equation run by torch.
+pass. Those that need sums over each parameter's own tensor (`clip_by_norm`, `adaptive_clip`, `centralize`, `cautious`)
+take a pass for each on the CPU, and have the equation run by torch elsewhere.
 """
 
 from funcopt.transforms.accumulation import accumulate

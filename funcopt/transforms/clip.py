@@ -13,7 +13,7 @@ al. 2021, equation 3, https://arxiv.org/abs/2102.06171
 from typing import Any
 
 from funcopt.hyper import nonnegative
-from funcopt.ops import maximum, minimum, sqrt, where
+from funcopt.ops import is_matrix, maximum, minimum, sqrt, total, where
 from funcopt.transforms.layer import Layer, layered
 
 __all__ = ["adaptive_clip", "clip_by_global_norm", "clip_by_norm", "clip_by_value"]
@@ -50,7 +50,7 @@ def clip_by_global_norm(opt: Any = None, max_norm: float = 1.0, *, prefix: str =
 
 
 def clipped(p, g, slots, c):
-    return factor((g * g).sum(), c.max_norm)["factor"] * g
+    return factor(total(g * g), c.max_norm)["factor"] * g
 
 
 own_norm = Layer(
@@ -107,9 +107,7 @@ def by_unit(p, g, slots, c):
 
 
 def unit_norm(x):
-    if x.dim() < 2:
-        return sqrt((x * x).sum())
-    return sqrt((x * x).sum(tuple(range(1, x.dim())), keepdim=True))
+    return sqrt(total(x * x, "units" if is_matrix(x) else "all"))
 
 
 adaptive = Layer(

@@ -11,7 +11,7 @@ https://arxiv.org/abs/2004.01461; Liang et al. 2024, algorithm 1, https://arxiv.
 from typing import Any
 
 from funcopt.hyper import nonnegative
-from funcopt.ops import where
+from funcopt.ops import is_matrix, mean, size, total, where
 from funcopt.transforms.layer import Layer, layered
 
 __all__ = ["cautious", "centralize", "decoupled_weight_decay"]
@@ -41,9 +41,7 @@ def decoupled_weight_decay(opt: Any = None, weight_decay: float = 1e-2, *, prefi
 
 
 def centered(p, g, slots, c):
-    if g.dim() < 2 or g.numel() == 0:
-        return g
-    return g - g.mean(tuple(range(1, g.dim())), keepdim=True)
+    return g - mean(g, "units") if is_matrix(g) else g
 
 
 center = Layer("centralize", before=centered, elementwise=False, complex=False)
@@ -64,7 +62,7 @@ def centralize(opt: Any = None) -> Any:
 def downhill(old, g, p, slots, c, flags):
     step = p - old
     agrees = step * g > 0 if flags.get("maximize") else step * g < 0
-    scale = step.numel() / (agrees.sum().to(step.dtype) + 1)
+    scale = size(step) / (total(where(agrees, 1.0, 0.0)) + 1)
     return old + where(agrees, scale * step, 0.0), ()
 
 

@@ -158,7 +158,7 @@ def test_no_tensor_at_all(looked):
 @pytest.mark.parametrize("compiled", [True, False])
 def test_counts(dtype, compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(host, "_counting", lambda dtype: None)
+        monkeypatch.setattr(host, "_counting", lambda dtype: (None, None))
     tensors = [torch.tensor(3.0, dtype=dtype) for _ in range(4)]
     counts = host.Counts(tensors)
     assert set(counts.read()) == {3.0}
@@ -167,3 +167,20 @@ def test_counts(dtype, compiled, monkeypatch):
     assert [t.item() for t in tensors] == counts.read() == [4.0, 5.0, 4.0, 5.0]
     counts.advance([0, 2])
     assert set(counts.read()) == {5.0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_scalars_are_written(dtype, compiled, monkeypatch):
+    """Each its row's value, rounded once to its dtype; those that are not active stay, and so do what lies beside."""
+    if not compiled:
+        monkeypatch.setattr(host, "_counting", lambda dtype: (None, None))
+    memory = torch.full((6,), -1.0, dtype=dtype)
+    tensors = [memory[1], memory[3], memory[4]]
+    scalars = host.Counts(tensors)
+    scalars.write([0.1, 2.5], [0, 1, 0])
+    want = torch.tensor([-1.0, 0.1, -1.0, 2.5, 0.1, -1.0], dtype=torch.float64).to(dtype)
+    assert torch.equal(memory, want)
+    scalars.write([7.0, 8.0], [1, 1, 0], [0, 2])
+    assert memory.tolist()[1:5] == [8.0, -1.0, 2.5, 7.0]
+    assert scalars.read() == [8.0, 2.5, 7.0]

@@ -85,7 +85,7 @@ def taken(optimizer: Any, params: Any, loss: Any, steps: int) -> list[Any]:
     seen = []
     for _ in range(steps):
         returned = optimizer.step(closure).item()
-        state = {name: value for name, value in optimizer.state[params[0]].items() if name != "al"}
+        state = dict(optimizer.state[params[0]])
         seen.append(copy.deepcopy((returned, [p.detach() for p in params], state)))
     return seen
 

@@ -40,6 +40,8 @@ PROGRAMS = {
     "pure": (buggy.uncorrected(), "constant_gradient", {}),
     "class": (buggy.Uphill, "descent", {}),
     "flags": (funcopt.adamw(amsgrad=True, backend="eager"), "coupled_weight_decay", {}),
+    "choices": (funcopt.muon, "coupled_weight_decay", {}),
+    "choices made": (funcopt.muon(ns_dtype=torch.float32, adjust_lr_fn="original"), "coupled_weight_decay", {}),
     "backend": (funcopt.adamw, "coupled_weight_decay", {"backend": "triton"}),
     "torch": (torch.optim.Adam, "fixed_point", {}),
     "fixed": (torch.optim.Adam, "fixed_point", {"fixed": {"amsgrad": True, "lr": 0.5}}),

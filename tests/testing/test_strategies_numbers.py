@@ -1,5 +1,6 @@
 """Numbers, flags, schedules and problems that are drawn."""
 
+import itertools
 import math
 
 import pytest
@@ -38,6 +39,8 @@ RANGES = [
     Number(inf, "infinite by default", 0.0),
     Number(1.0, "one value", 1.0, 1.0),
     Number(1, "of ints", 0, 2),
+    Number(0.9, "a part of its range", 0.0, tried=(0.5, 0.95)),
+    Number(1e-7, "a part above 0", tried=(0.0, 1.0)),
 ]
 
 
@@ -55,25 +58,35 @@ def test_a_number_is_in_its_range(declared, nonzero):
 
 @pytest.mark.parametrize("declared", RANGES, ids=lambda n: n.name)
 def test_a_number_is_its_default_0_the_low_end_and_others_too(declared):
-    drawn = s.number(declared)
+    drawn, (low, high) = s.number(declared), declared.tried or (declared.low, declared.high)
     if math.isfinite(declared.default) and not 0 < declared.default < 1e-4:
         assert reaches(drawn, lambda x: x == declared.default)
-    if 0.0 in declared:
+    if low <= 0.0 <= high and 0.0 in declared:
         assert reaches(drawn, lambda x: x == 0)
-    if declared.low > -inf:
-        assert reaches(drawn, lambda x: x == declared.low)
-    if declared.low != declared.high:
+    if low > -inf:
+        assert reaches(drawn, lambda x: x == low)
+    if low != high:
         assert reaches(drawn, lambda x: x not in (0.0, 0.5, declared.default))
+
+
+def test_a_number_is_of_the_part_that_is_tried():
+    for declared in (number for number in RANGES if number.tried is not None):
+        every(s.number(declared), lambda x, ends=declared.tried: ends[0] <= x <= ends[1], MANY)
+
+
+def test_a_number_may_be_none_where_that_is_its_default():
+    drawn = s.number(Number(None, "eps", 0.0))
+    assert reaches(drawn, lambda x: x is None)
+    assert reaches(drawn, lambda x: x == 1e-8)
+    every(drawn, lambda x: x is None or x >= 0, MANY)
 
 
 def check_in_spec(spec, drawn):
     assert drawn.keys() == spec.keys()
     for name, part in spec.items():
-        if isinstance(part, tuple):
-            assert type(drawn[name]) is tuple
-            assert all(x in number for x, number in zip(drawn[name], part, strict=True))
-        else:
-            assert drawn[name] in part
+        assert isinstance(part, tuple) == isinstance(drawn[name], tuple)
+        values = zip(drawn[name], part, strict=True) if isinstance(part, tuple) else [(drawn[name], part)]
+        assert all(number.default is None if x is None else x in number for x, number in values)
 
 
 @pytest.mark.parametrize(("factory", "flags"), ALL, ids=ALL_IDS)
@@ -133,8 +146,13 @@ def test_numbers_that_a_check_relates_are_varied_all_the_same(factory, flags, wa
 @pytest.mark.parametrize("factory", [*RULES.values(), odd], ids=lambda f: f.__name__)
 def test_flags_are_every_choice(factory):
     seen = set()
-    every(s.flags(factory), lambda flags: seen.add(frozenset(flags.items())), MANY)
-    assert seen == {frozenset(flags.items()) for f, flags in ALL if f is factory}
+    every(s.flags(factory), lambda flags: seen.add(frozenset(flags.items())), settings(MANY, max_examples=300))
+    rule = factory.rule
+    some = [
+        (rule.choices[flag].tried or rule.values(flag)) if flag in rule.choices else (False, True)
+        for flag in rule.flags
+    ]
+    assert seen == {frozenset(zip(rule.flags, chosen, strict=True)) for chosen in itertools.product(*some)}
     for opt in (factory(), factory.rule):
         every(s.flags(opt), lambda flags: flags.keys() == factory.rule.flags.keys())
 

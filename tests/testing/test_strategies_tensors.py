@@ -12,7 +12,7 @@ import funcopt
 from funcopt import tree
 from funcopt.testing import strategies as s
 from funcopt.testing.strategies import DTYPES, KINDS, LAYOUTS, laid_out
-from tests.rules_table import COMBINATIONS, IDS, NUMBERS
+from tests.rules_table import COMBINATIONS, IDS, NUMBERS, fitted
 from tests.testing.drawing import FIXED, MANY, PARAMS, P, every, reaches, same_form
 
 # ---- tensors --------------------------------------------------------------------------------------------------------
@@ -223,15 +223,16 @@ def test_gradient_sequences_have_the_lengths_asked(least, most):
 def test_states_are_accepted_by_their_optimizer(factory, flags):
     opt = factory(**flags)
     hparams = opt.hparams(**NUMBERS[factory.__name__])
+    params = tree.map(lambda p: p.reshape(fitted(factory, p.shape)), PARAMS)
 
     def check(state):
         assert all(0 <= count <= 2 and count == count.round() for count in tree.flatten(state["step"])[0])
-        grads = tree.map(torch.ones_like, PARAMS)
-        _, after = opt(PARAMS, grads, state, hparams)
+        grads = tree.map(torch.ones_like, params)
+        _, after = opt(params, grads, state, hparams)
         counts = [[n.item() for n in tree.flatten(x["step"])[0]] for x in (state, after)]
         assert counts[1] == [n + 1 for n in counts[0]]
 
-    drawn = s.states(opt, PARAMS, hparams, max_steps=2)
+    drawn = s.states(opt, params, hparams, max_steps=2)
     every(drawn, check, settings(FIXED, max_examples=10))
     assert reaches(drawn, lambda state: state["step"]["w"][0] == 2)
 

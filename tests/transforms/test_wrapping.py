@@ -113,7 +113,7 @@ def test_a_chain_is_one_around_the_other():
 
 
 @pytest.mark.parametrize(
-    "given", [(), (1.0,), (funcopt.sgd(), funcopt.sgd()), (funcopt.ema, 1.0, funcopt.sgd())], ids=str
+    "given", [(), (1.0,), (funcopt.sgd(), funcopt.sgd()), (funcopt.ema, 1.0, funcopt.sgd())], ids=range(4)
 )
 def test_what_is_no_chain(given):
     with pytest.raises(TypeError, match=r"chain takes transforms, such as .*; got "):

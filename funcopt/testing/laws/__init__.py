@@ -1,6 +1,23 @@
 """The laws that update equations keep, each a named object; `LAWS` has them all by name."""
 
 from funcopt.testing.law import BrokenLawError, Law
+from funcopt.testing.laws.algorithms import (
+    adadelta_steps,
+    adagrad_constant,
+    averaged_weights,
+    discounted_maximum,
+    factored_moments,
+    geometric_steps,
+    monotone_sums,
+    nadam_constant,
+    radam_constant,
+    rectification,
+    rmsprop_constant,
+    sign_of_blend,
+    sign_steps,
+    sparse_adam_constant,
+    turning_steps,
+)
 from funcopt.testing.laws.backends import (
     compile_agrees,
     compiled_step,
@@ -18,6 +35,7 @@ from funcopt.testing.laws.derivatives import (
     learning_rate_derivative,
     second_derivatives,
 )
+from funcopt.testing.laws.forms import complex_is_pairs, schedule_is_its_numbers, sparse_is_dense
 from funcopt.testing.laws.functions import (
     agrees_with_scheduler,
     clip_bound,
@@ -37,7 +55,7 @@ from funcopt.testing.laws.life import (
     saved_is_loaded,
     skipped_step,
 )
-from funcopt.testing.laws.matrices import orthogonal_steps, quadratic_solved, two_loop_is_dense
+from funcopt.testing.laws.matrices import orthogonal_steps, quadratic_solved, singular_values, two_loop_is_dense
 from funcopt.testing.laws.structure import (
     concatenation,
     fixed_types,
@@ -70,7 +88,6 @@ from funcopt.testing.laws.symmetry import (
     translation,
 )
 from funcopt.testing.laws.values import (
-    adagrad_constant,
     amsgrad_is_adam,
     amsgrad_maximum,
     constant_gradient,
@@ -78,17 +95,12 @@ from funcopt.testing.laws.values import (
     decoupled_weight_decay,
     exponential_averages,
     fixed_point,
-    geometric_steps,
     momentum_average,
     momentum_impulse,
     monotone_maximum,
-    monotone_sums,
-    rectification,
-    rmsprop_constant,
     sign_descent,
-    sign_of_blend,
-    sign_steps,
     step_bound,
+    zero_rate,
 )
 
 LAWS = {law.name: law for law in tuple(globals().values()) if isinstance(law, Law)}
@@ -97,12 +109,14 @@ __all__ = [
     "LAWS",
     "BrokenLawError",
     "Law",
+    "adadelta_steps",
     "adagrad_constant",
     "adjoint",
     "agrees_with_reference",
     "agrees_with_scheduler",
     "amsgrad_is_adam",
     "amsgrad_maximum",
+    "averaged_weights",
     "clip_bound",
     "clip_is_differentiable",
     "clip_is_idempotent",
@@ -110,14 +124,17 @@ __all__ = [
     "closures",
     "compile_agrees",
     "compiled_step",
+    "complex_is_pairs",
     "concatenation",
     "constant_gradient",
     "coupled_weight_decay",
     "decoupled_weight_decay",
     "descent",
     "differentiated_values",
+    "discounted_maximum",
     "donation",
     "exponential_averages",
+    "factored_moments",
     "finite_derivatives",
     "first_derivatives",
     "fixed_point",
@@ -142,6 +159,7 @@ __all__ = [
     "momentum_impulse",
     "monotone_maximum",
     "monotone_sums",
+    "nadam_constant",
     "nan_containment",
     "nan_shows",
     "oddness",
@@ -150,6 +168,7 @@ __all__ = [
     "permutation",
     "purity",
     "quadratic_solved",
+    "radam_constant",
     "rectification",
     "renaming",
     "repeatable",
@@ -157,6 +176,7 @@ __all__ = [
     "rmsprop_constant",
     "rotation",
     "saved_is_loaded",
+    "schedule_is_its_numbers",
     "schedule_joins",
     "schedule_of_tensors",
     "schedule_values",
@@ -165,13 +185,18 @@ __all__ = [
     "sign_descent",
     "sign_of_blend",
     "sign_steps",
+    "singular_values",
     "skipped_step",
+    "sparse_adam_constant",
+    "sparse_is_dense",
     "state_ignores_learning_rate",
     "step_bound",
     "surroundings",
     "tensor_numbers",
     "translation",
     "triton_agrees",
+    "turning_steps",
     "two_loop_is_dense",
     "vmap_is_loop",
+    "zero_rate",
 ]

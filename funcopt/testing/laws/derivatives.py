@@ -1,6 +1,6 @@
 """Laws of derivatives: of a step and of many, in parameters, gradients, state and numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,10 +13,21 @@ from torch.utils.checkpoint import checkpoint
 from funcopt import tree
 from funcopt.testing import strategies
 from funcopt.testing.case import Case
-from funcopt.testing.law import BrokenLawError, Tried, law, near, rounding, scale_of
+from funcopt.testing.law import (
+    NO_DECAY,
+    BrokenLawError,
+    SaysNothingError,
+    Tried,
+    in_float64,
+    law,
+    near,
+    rounding,
+    scale_of,
+)
 from funcopt.testing.subject import PureSubject, Subject
 
-# Away from the kinks at 0 and at the ends of ranges, where a finite difference means nothing: |λ·p| stays below |g|.
+# Away from the kinks at 0 and at the ends of ranges, where a finite difference means nothing: |λ·p| stays below |g|,
+# Adafactor's RMS(u), which is 1 at first, below d, and no step of ASGD is t₀ + 1.
 SMOOTH = Tried(
     steps=(1, 2),
     leaves=(1, 2),
@@ -24,30 +35,42 @@ SMOOTH = Tried(
     min_side=1,
     params=("unit",),
     grads=("unit",),
-    numbers={"weight_decay": 0.1},
+    numbers={"weight_decay": 0.1, "d": 2.0, "t0": 0.3},
     nonzero=("eps", "lr", "betas", "momentum"),
     more={"seed": st.integers(0, 1000)},
 )
 
+# Rprop's lr is a step size, which has no effect where it is brought into bounds.
+NO_BOUNDS = {"step_sizes": (0.0, 1e9)}
+
+
+def blunt(subject: PureSubject, case: Case) -> dict[str, Any]:
+    """The numbers, with an eps that finite differences see as smooth."""
+    numbers = subject.optimizer(case).hparams(**case.numbers)
+    if subject.has("eps"):
+        numbers["eps"] = tree.map(lambda eps: eps if eps is None else max(eps, 1e-3), numbers["eps"])
+    return numbers
+
 
 def one_step(subject: PureSubject, case: Case) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
     """The last step of a case as a function of tensors, params, grads, slots and numbers, to params and slots."""
-    opt = subject.optimizer(case)
-    hparams = opt.hparams(**case.numbers)
+    opt, hparams = subject.optimizer(case), blunt(subject, case)
     params, state = list(case.params), opt.init(list(case.params), hparams)
     for grads in case.grads[:-1]:
         params, state = opt(params, list(grads), state, hparams)
     count = state["step"]
-    numbers = tree.map(lambda x: torch.tensor(x, dtype=torch.float64), hparams)
+    numbers = tree.map(lambda x: x if x is None else torch.tensor(x, dtype=torch.float64), hparams)
     slots = {name: slot for name, slot in state.items() if name != "step"}
     flat, spec = tree.flatten((params, list(case.grads[-1]), slots, numbers))
+    there = [t is not None for t in flat]  # a slot that not every parameter has, or a number that is left out
 
-    def function(*flat: Tensor) -> tuple[Tensor, ...]:
-        params, grads, slots, hparams = tree.unflatten(flat, spec)
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(given)
+        params, grads, slots, hparams = tree.unflatten([next(rest) if is_there else None for is_there in there], spec)
         new, after = opt(params, grads, {"step": count, **slots}, hparams)
-        return tuple(tree.flatten((new, {name: after[name] for name in slots}))[0])
+        return tuple(t for t in tree.flatten((new, {name: after[name] for name in slots}))[0] if t is not None)
 
-    return function, tuple(t.detach().clone() for t in flat)
+    return function, tuple(t.detach().clone() for t in flat if t is not None)
 
 
 def _directions(tensors: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
@@ -56,6 +79,7 @@ def _directions(tensors: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
 
 
 @law(SMOOTH, of="pure", cost=8)
+@in_float64
 def first_derivatives(subject: PureSubject, case: Case) -> None:
     """Derivatives in p, g, state and every number, forward and reverse, are those of finite differences (gradcheck)."""
     function, inputs = one_step(subject, case)
@@ -64,6 +88,7 @@ def first_derivatives(subject: PureSubject, case: Case) -> None:
 
 
 @law(SMOOTH, of="pure", cost=8)
+@in_float64
 def second_derivatives(subject: PureSubject, case: Case) -> None:
     """Second derivatives in p, g, state and every number are those of finite differences (gradgradcheck)."""
     function, inputs = one_step(subject, case)
@@ -81,6 +106,7 @@ def _no_error(check: Callable[[], Any]) -> None:
 
 
 @law(SMOOTH, of="pure", cost=4)
+@in_float64
 def adjoint(subject: PureSubject, case: Case) -> None:
     """Forward and reverse mode are transposes: ⟨u, J·v⟩ = ⟨Jᵀ·u, v⟩, to rounding."""
     function, inputs = one_step(subject, case)
@@ -95,6 +121,7 @@ def adjoint(subject: PureSubject, case: Case) -> None:
 
 
 @law(SMOOTH, of="pure", cost=4)
+@in_float64
 def jacobians_agree(subject: PureSubject, case: Case) -> None:
     """The Jacobian column by column is the Jacobian row by row: jacfwd = jacrev, to rounding."""
     function, inputs = one_step(subject, case)
@@ -129,12 +156,13 @@ def _finite(derivatives: tuple[Tensor | None, ...], params: int, order: str) -> 
 
 
 @law(
-    Tried(steps=(1, 5), numbers={"weight_decay": 0.0}, nonzero=("eps", "lr")),
+    Tried(steps=(1, 5), numbers={**NO_DECAY, **NO_BOUNDS}, nonzero=("eps", "lr")),
     needs=("lr",),
     claim="differentiable",
     of="pure",
     cost=2,
 )
+@in_float64
 def learning_rate_derivative(subject: PureSubject, case: Case) -> None:
     """On given gradients, without decay, dp_T/dlr = (p_T - p_0)/lr."""
 
@@ -155,45 +183,52 @@ def learning_rate_derivative(subject: PureSubject, case: Case) -> None:
         steps=(1, 1),
         leaves=(1, 1),
         max_dims=0,
+        numbers=NO_BOUNDS,
         nonzero=("eps", "lr", "betas"),
         more={"problem": strategies.problems(("linear", "logistic"), max_steps=5)},
     ),
     of="pure",
     cost=16,
 )
+@in_float64
 def hypergradient(subject: PureSubject, case: Case) -> None:
     """Through K steps of training: torch.func.grad = autograd = checkpointed = central differences, for lr and p_0."""
     problem = case.more["problem"]
-    opt = subject.optimizer(case)
-    numbers = {**opt.hparams(**case.numbers), **({"eps": max(case.numbers["eps"], 1e-3)} if subject.has("eps") else {})}
+    opt, numbers = subject.optimizer(case), blunt(subject, case)
+    start = {name: p.reshape(subject.fitted(tuple(p.shape))) for name, p in problem.params.items()}
+
+    def loss(params: Mapping[str, Tensor], batch: Any) -> Tensor:
+        return problem.loss({name: params[name].reshape(p.shape) for name, p in problem.params.items()}, batch)  # type: ignore[no-any-return]
 
     def after(lr: Tensor, params: dict[str, Tensor], recompute: bool = False) -> Tensor:
         hparams = {**numbers, "lr": lr}
 
         def inner(p: Any, s: Any, batch: Any) -> Any:
-            return opt(p, _inner_gradient(problem.loss, p, batch, recompute), s, hparams)
+            return opt(p, _inner_gradient(loss, p, batch, recompute), s, hparams)
 
         p, state = params, opt.init(params, hparams)
         for batch in problem.batches:
             p, state = checkpoint(inner, p, state, batch, use_reentrant=False) if recompute else inner(p, state, batch)
-        return problem.loss(p, problem.batches[0])  # type: ignore[no-any-return]
+        return loss(p, problem.batches[0])
 
     lr = torch.tensor(case.numbers["lr"], dtype=torch.float64)
-    by_func = grad(after, argnums=(0, 1))(lr, problem.params)
+    by_func = grad(after, argnums=(0, 1))(lr, start)
     for name, recompute in (("autograd", False), ("checkpointed", True)):
         leaf = lr.clone().requires_grad_()
-        params = {k: p.clone().requires_grad_() for k, p in problem.params.items()}
+        params = {k: p.clone().requires_grad_() for k, p in start.items()}
         value = after(leaf, params, recompute)
         if not value.requires_grad:
             raise BrokenLawError(f"the loss after {len(problem.batches)} steps has no derivative")
         got = torch.autograd.grad(value, [leaf, *params.values()], allow_unused=True)
         for a, b in zip(got, [by_func[0], *by_func[1].values()], strict=True):
             near(torch.zeros_like(b) if a is None else a, b, 1e-9 * (1 + b.abs()), f"the hypergradient by {name}")
-    h = 1e-3 * lr  # of fourth order: an error of h⁴, and of 1e-16/h
     with torch.no_grad():
-        f = {k: after(lr + k * h, problem.params) for k in (-2, -1, 1, 2)}
-    numeric = (8 * (f[1] - f[-1]) - (f[2] - f[-2])) / (12 * h)
+        f = {k: after(lr * (1 + k * 5e-4), start) for k in (-4, -2, -1, 1, 2, 4)}
     size = 1 + by_func[0].abs() + max(v.abs() for v in f.values()) / lr
+    # Of fourth order: an error of h⁴, and of 1e-16/h.
+    far, numeric = ((8 * (f[k] - f[-k]) - (f[2 * k] - f[-2 * k])) / (12 * k * 5e-4 * lr) for k in (2, 1))
+    if bool((far - numeric).abs() > 1e-6 * size):
+        raise SaysNothingError("there is a kink nearby")
     near(by_func[0], numeric, 1e-6 * size, "the derivative in lr, by central differences")
 
 

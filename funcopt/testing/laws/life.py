@@ -13,7 +13,7 @@ from torch import Tensor
 from funcopt.adapter import Adapter
 from funcopt.testing import strategies
 from funcopt.testing.case import Case
-from funcopt.testing.law import BrokenLawError, SaysNothingError, Tried, law, near, rounding, same, scale_of
+from funcopt.testing.law import BrokenLawError, SaysNothingError, Tried, in_float64, law, near, rounding, same, scale_of
 from funcopt.testing.strategies import DTYPES
 from funcopt.testing.subject import ClassSubject, PureSubject, Subject, copied
 
@@ -35,6 +35,7 @@ actions = st.lists(
 
 
 @law(Tried(leaves=(1, 3), steps=(1, 5), more={"actions": actions}), needs=("lr",), of="class", uses=GROUPS, cost=2)
+@in_float64
 def life_cycle(subject: ClassSubject, case: Case) -> None:
     """Steps, a new lr, new groups, frozen parameters, a state_dict loaded into a new object, copies and pickles, in any order: each parameter ends where its own gradients and rates take it alone and undisturbed, bit for bit."""  # noqa: E501
     params = [torch.nn.Parameter(copied(p)) for p in case.params]
@@ -86,8 +87,9 @@ def _alone(subject: ClassSubject, case: Case, i: int, steps: list[tuple[Tensor, 
     rates = {"by_step": {"lr": [rate for _, rate in steps]}}
     alone = Case([case.params[i]], [[g] for g, _ in steps], case.numbers, case.flags, rates)
     if issubclass(subject.cls, Adapter):
-        group = subject.make([torch.nn.Parameter(copied(case.params[i]))], case).param_groups[0]
-        opt = subject.make([torch.zeros(1)], case)._pure(group)
+        of_class = subject.make([torch.nn.Parameter(copied(case.params[i]))], case)
+        group = of_class.param_groups[0]
+        opt = of_class._pure(group)
         numbers = opt.hparams(**{name: group[name] for name in opt.rule.hparams})
         return PureSubject(opt.rule, opt.flags, "eager").run(alone.but(numbers=numbers, flags={})).params[-1][0]
     return subject.run(alone).params[-1][0]
@@ -161,14 +163,19 @@ def late_counts(subject: ClassSubject, case: Case) -> None:
 
 
 @law(Tried(params=("unit",), grads=("unit",), steps=(1, 5), missing=True), claim="reference")
+@in_float64
 def agrees_with_reference(subject: Subject, case: Case) -> None:
     """It is what it is compared with: run = run of the reference, torch.optim's class of its name if none is given."""
     reference = subject.reference
     assert reference is not None
     numbers = {name: value for name, value in case.numbers.items() if reference.has(name)}
-    own = {name: value and reference.has(name) for name, value in case.flags.items()}
+    own = {name: value if reference.has(name) else subject.flags({})[name] for name, value in case.flags.items()}
     flags = {name: value for name, value in subject.flags(own).items() if name in reference.choices}
-    run, want = subject.run(case.but(flags=own)), reference.run(case.but(numbers=numbers, flags=flags))
+    try:
+        want = reference.run(case.but(numbers=numbers, flags=flags))
+    except Exception as error:  # a third party's, which may be any
+        raise SaysNothingError(f"{reference.name} raises {type(error).__name__}: {error}") from error
+    run = subject.run(case.but(flags=own))
     for i, scale in enumerate(scale_of(want)):
         # Moments of gradients of ±[1/2, 2] cancel to a part in 8 a step; 1/(1-β) is at most 1e3.
         allowed = 8e3 * len(case.grads) * rounding(torch.float64, len(case.grads)) * scale

@@ -1,5 +1,6 @@
 """Laws of methods that look at whole vectors and matrices: L-BFGS and Newton-Schulz orthogonalization."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,8 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from funcopt.testing.case import Case
-from funcopt.testing.law import BrokenLawError, SaysNothingError, Tried, law, near
-from funcopt.testing.subject import ClassSubject, copied
+from funcopt.testing.law import BrokenLawError, SaysNothingError, Tried, law, near, rounding
+from funcopt.testing.laws.values import averages, leaf_grads
+from funcopt.testing.subject import ClassSubject, PureSubject, Subject, copied
 
 ONE_VECTOR = Tried(
     leaves=(1, 1), min_dims=1, max_dims=1, min_side=1, max_side=4, steps=(1, 1), params=("unit",), grads=("unit",),
@@ -66,17 +68,22 @@ def two_loop_is_dense(subject: ClassSubject, case: Case) -> None:
     near(state["d"], -dense @ g, 1e-10 * (dense @ g).norm() + 1e-14, "the direction")
 
 
+# The polynomial that Muon iterates, and the choices under which a step is its lr times what comes of it.
+QUINTIC = (3.4445, -4.775, 2.0315)
+MUON = {"ns_steps": 5, "adjust_lr_fn": None}
+
+
 @law(
     Tried(
         leaves=(1, 1),
         steps=(1, 1),
-        numbers={"weight_decay": 0.0, "lr": 1.0, "eps": 1e-7},
+        numbers={"weight_decay": 0.0, "lr": 1.0, "eps": 1e-7, "ns_coefficients": QUINTIC},
+        flags=MUON,
         more={"seed": st.integers(0, 1000)},
     ),
     families=("muon",),
-    of="class",
 )
-def orthogonal_steps(subject: ClassSubject, case: Case) -> None:
+def orthogonal_steps(subject: Subject, case: Case) -> None:
     """Muon's step on a Gaussian 4 x 16 gradient has singular values in 0.68 to 1.20 (times lr), whatever its scale."""
     g = torch.randn(4, 16, generator=torch.Generator().manual_seed(case.more["seed"]), dtype=torch.float64)
     steps = []
@@ -87,3 +94,28 @@ def orthogonal_steps(subject: ClassSubject, case: Case) -> None:
         if not (bool((values >= 0.68 - 0.02).all()) and bool((values <= 1.20 + 0.02).all())):  # 0.02: bfloat16 inside
             raise BrokenLawError(f"the singular values of the step are {values.tolist()}")
     near(steps[1], steps[0], 0.03, "the step on a gradient 1024 times as large")  # bfloat16 inside
+
+
+@law(
+    Tried(steps=(1, 4), leaves=(1, 1), flags={"ns_dtype": torch.float64}),
+    of="pure",
+    families=("muon",),
+    needs=("ns_coefficients", "momentum", "lr", "weight_decay"),
+)
+def singular_values(subject: PureSubject, case: Case) -> None:
+    """Muon's iteration is a·σ + b·σ³ + c·σ⁵ of each singular value of the momentum divided by its norm, which leaves the singular vectors as they are: p' = (1 - lr·λ)·p - lr·s·U·f(Σ)·Vᵀ."""  # noqa: E501
+    numbers, flags, run = case.numbers, subject.flags(case.flags), subject.run(case)
+    a, b, c = numbers["ns_coefficients"]
+    grads, want = leaf_grads(case, 0), case.params[0]
+    rows, columns = want.shape
+    scale = {None: math.sqrt(max(1, rows / max(1, columns))), "match_rms_adamw": 0.2 * math.sqrt(max(rows, columns))}
+    for t, (g, m) in enumerate(zip(grads, averages(grads, numbers["momentum"]), strict=True), 1):
+        x = numbers["momentum"] * m + (1 - numbers["momentum"]) * g if flags["nesterov"] else m
+        u, values, v = torch.linalg.svd(x / x.norm().clamp(min=numbers["eps"]), full_matrices=False)
+        for _ in range(flags["ns_steps"]):
+            values = a * values + b * values**3 + c * values**5
+        step = numbers["lr"] * scale.get(flags["adjust_lr_fn"], scale[None]) * (u * values @ v)
+        want = (1 - numbers["lr"] * numbers["weight_decay"]) * want - step
+        # A step of the iteration multiplies what is small, errors too, by up to |a|.
+        allowed = rounding(want.dtype, t) * abs(a) ** flags["ns_steps"] * (want.abs().sum() + numbers["lr"])
+        near(run.params[t][0], want, allowed, f"params[0] after step {t}")

@@ -1,6 +1,8 @@
 """Laws of structure: what a step may touch, and what its result may depend on."""
 
 import io
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.adapter import Adapter
-from funcopt.testing import strategies
+from funcopt.testing import ranges, strategies
 from funcopt.testing.case import Case
 from funcopt.testing.law import BrokenLawError, SaysNothingError, Tried, law, near, rounding, same, scale_of
 from funcopt.testing.subject import ClassSubject, PureSubject, Run, Subject, copied
@@ -260,7 +262,7 @@ def _spoilt(case: Case, value: float) -> tuple[int, int, Case]:
 @law(Tried(leaves=(2, 2), more={"scale": st.sampled_from([0.5, 0.25, 0.75])}), uses=("param_groups",))
 def own_numbers(subject: Subject, case: Case) -> None:
     """Numbers given by parameter are each parameter's own, and one number is the same given to each, bit for bit."""
-    other = {name: _scaled(value, case.more["scale"]) for name, value in case.numbers.items()}
+    other = ranges.scaled(subject.spec, case.numbers, case.more["scale"])
     sets = [dict(case.numbers), other]
     alone = [subject.run(case.but(numbers=sets[leaf]).only(leaf)) for leaf in range(2)]
     if isinstance(subject, ClassSubject):
@@ -282,24 +284,23 @@ def same_params(got: Run, want: Run, what: str) -> None:
         same(p, q, f"{what}, params[{leaf}]")
 
 
-def _scaled(value: object, factor: float) -> object:
-    return tuple(v * factor for v in value) if isinstance(value, tuple) else value * factor  # type: ignore[operator]
-
-
 def _by_leaf(value: object, other: object) -> object:
     if isinstance(value, tuple):
         return tuple([a, b] for a, b in zip(value, other, strict=True))  # type: ignore[call-overload]
     return [value, other]
 
 
+def tensors_of(make: Callable[[float], Tensor], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers made tensors of, but for those that are None."""
+    return tree.map(lambda x: x if x is None else make(x), dict(numbers))  # type: ignore[no-any-return]
+
+
 @law(Tried(), of="pure")
 def tensor_numbers(subject: PureSubject, case: Case) -> None:
     """A number given as a 0-d float64 tensor is the number: the same bits, to rounding where it requires a gradient."""
 
-    def tensors(wanted: bool) -> dict[str, object]:
-        return tree.map(  # type: ignore[no-any-return]
-            lambda x: torch.tensor(x, dtype=torch.float64, requires_grad=wanted), dict(case.numbers)
-        )
+    def tensors(wanted: bool) -> dict[str, Any]:
+        return tensors_of(lambda x: torch.tensor(x, dtype=torch.float64, requires_grad=wanted), case.numbers)
 
     want = subject.run(case)
     same_params(subject.run(case.but(numbers=tensors(False))), want, "numbers as tensors")
@@ -323,10 +324,11 @@ def vmap_is_loop(subject: PureSubject, case: Case) -> None:
         return subject.final([p * factor for p in case.params], scaled, numbers, case.flags)
 
     factors = torch.tensor([1.0, -0.5], dtype=torch.float64)
-    numbers = tree.map(lambda x: torch.tensor([x, 0.5 * x], dtype=torch.float64), dict(case.numbers))
-    batched = torch.vmap(run)(factors, numbers)
-    for i in range(2):
-        chosen = case.but(numbers=tree.map(lambda x, i=i: x[i].item(), numbers))
+    sets = [dict(case.numbers), ranges.scaled(subject.spec, case.numbers, 0.5)]
+    numbers = tree.map(lambda *x: None if None in x else torch.tensor(x, dtype=torch.float64), *sets)
+    there = tree.map(lambda x: None if x is None else 0, numbers)
+    batched = torch.vmap(run, in_dims=(0, there))(factors, numbers)
+    for i, chosen in enumerate(case.but(numbers=own) for own in sets):
         if subject.rule.check is not None and subject.rule.check(chosen.numbers, subject.flags(case.flags)):
             continue
         alone = subject.run(chosen.mapped(lambda p, i=i: p * factors[i], lambda g, i=i: g * factors[i]))
@@ -371,8 +373,8 @@ def _resumed_pure(subject: PureSubject, case: Case, k: int, how: str) -> list[Te
     for t in range(len(case.grads) + 1):
         if t == k:
             if how in MOVES:
-                away = tree.map(MOVES[how], (params, state))
-                params, state = tree.map(lambda x, old: x.to(old), away, (params, state))
+                away = tree.map(lambda x: x if x is None else MOVES[how](x), (params, state))
+                params, state = tree.map(lambda x, old: x if x is None else x.to(old), away, (params, state))
             else:
                 params, state = _reloaded((params, state), how)  # type: ignore[misc]
         if t < len(case.grads):

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from funcopt.testing import strategies
 from funcopt.testing.case import Case
-from funcopt.testing.law import BrokenLawError, Tried, law, moved, near, rounding, same, scale_of
+from funcopt.testing.law import NO_DECAY, BrokenLawError, Tried, law, moved, near, rounding, same, scale_of
 from funcopt.testing.subject import Subject, copied
 
-NO_DECAY = {"weight_decay": 0.0}
 powers_of_two = st.sampled_from([2.0**k for k in (1, -1, 10, -10)])
+NO_MEMORY = {**NO_DECAY, "eps": 0.0, "initial_accumulator_value": 0.0}
 NORMALISED = ("adam", "nadam", "adamax", "adagrad", "rmsprop", "rprop", "lion")
 
 
@@ -66,7 +66,7 @@ def translation(subject: Subject, case: Case) -> None:
 
 
 @law(
-    Tried(numbers={**NO_DECAY, "eps": 0.0}, nonzero=(), grads=("moderate",), more={"factor": powers_of_two}),
+    Tried(numbers=NO_MEMORY, nonzero=(), grads=("moderate",), more={"factor": powers_of_two}),
     families=NORMALISED,
 )
 def gradient_scale(subject: Subject, case: Case) -> None:

@@ -3,15 +3,13 @@
 import math
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from funcopt.testing import strategies
 from funcopt.testing.case import Case
-from funcopt.testing.law import BrokenLawError, Tried, law, near, rounding, same, scale_of
-from funcopt.testing.subject import Run, Subject
+from funcopt.testing.law import NO_DECAY, BrokenLawError, Tried, law, near, rounding, same, scale_of
+from funcopt.testing.subject import ClassSubject, Run, Subject
 
-NO_DECAY = {"weight_decay": 0.0}
 ADAM = ("adam", "adamax")
 
 
@@ -35,10 +33,19 @@ def averages(grads: list[Tensor], beta: float) -> list[Tensor]:
 
 def leaf_grads(case: Case, leaf: int) -> list[Tensor]:
     """One parameter's gradients."""
-    return [step[leaf].double() for step in case.grads]  # type: ignore[union-attr]
+    grads = [step[leaf].double() for step in case.grads]  # type: ignore[union-attr]
+    return [g.to_dense() if g.is_sparse else g for g in grads]
 
 
 # ---- all ------------------------------------------------------------------------------------------------------------
+
+
+@law(Tried(numbers={"lr": 0.0}), needs=("lr",))
+def zero_rate(subject: Subject, case: Case) -> None:
+    """A learning rate of 0 moves nothing: p' = p to the bit, with weight decay too."""
+    for t, ps in enumerate(subject.run(case).params):
+        for leaf, p in enumerate(case.params):
+            same(ps[leaf], p, f"params[{leaf}] after step {t} at lr = 0")
 
 
 @law(Tried(dtypes=strategies.DTYPES, grads=("zero",), numbers=NO_DECAY))
@@ -97,7 +104,8 @@ def _size(case: Case, leaf: int) -> float:
 
 
 def _least(subject: Subject, case: Case) -> float:
-    return min(1.0, float(case.numbers.get("eps", 1.0))) if subject.has("eps") else 1.0
+    eps = case.numbers.get("eps", 1.0) if subject.has("eps") else 1.0
+    return min([1.0, *(float(e) for e in (eps if isinstance(eps, tuple) else [eps]) if e is not None)])
 
 
 # ---- Adam -----------------------------------------------------------------------------------------------------------
@@ -111,11 +119,11 @@ def constant_gradient(subject: Subject, case: Case) -> None:
     for leaf, g in enumerate(case.grads[0]):
         step = -sign * lr * g.double() / (g.double().abs() + eps)  # type: ignore[union-attr]
         for t, ps in enumerate(run.params):
-            allowed = rounding(torch.float64, t) * (scale_of(run)[leaf] + t * lr) / _least_complement(case)
+            allowed = rounding(torch.float64, t) * (scale_of(run)[leaf] + t * lr) / least_complement(case)
             near(ps[leaf], case.params[leaf] + t * step, allowed, f"params[{leaf}] after step {t}")
 
 
-def _least_complement(case: Case) -> float:
+def least_complement(case: Case) -> float:
     """The least 1 - β, by which rounding errors of β are divided."""
     return min(1.0 - float(beta) for beta in case.numbers["betas"])
 
@@ -134,7 +142,7 @@ def step_bound(subject: Subject, case: Case) -> None:
         bound = lr * (1 - beta1) / math.sqrt(1 - beta2) * math.sqrt(sum(gamma**k for k in range(t)))
         bound *= math.sqrt(correction(beta2, t)) / correction(beta1, t)
         for leaf, (p, q) in enumerate(zip(before, after, strict=True)):
-            allowed = bound * (1 + rounding(p.dtype, t) / _least_complement(case)) + 2e-16 * (p.abs() + q.abs())
+            allowed = bound * (1 + rounding(p.dtype, t) / least_complement(case)) + 2e-16 * (p.abs() + q.abs())
             if bool(((q - p).abs() > allowed).any()):
                 raise BrokenLawError(
                     f"params[{leaf}] moves by {(q - p).tolist()} at step {t}; the bound is {bound:.17g}"
@@ -142,14 +150,18 @@ def step_bound(subject: Subject, case: Case) -> None:
 
 
 @law(
-    Tried(steps=(1, 5), numbers=NO_DECAY), families=("adam", "nadam", "radam"), needs=("exp_avg", "exp_avg_sq", "betas")
+    Tried(steps=(1, 5), numbers=NO_DECAY),
+    families=("adam", "nadam", "radam", "sparseadam"),
+    needs=("exp_avg", "exp_avg_sq", "betas"),
 )
 def exponential_averages(subject: Subject, case: Case) -> None:
-    """The moments are averages of g and g²: m_t = (1-β₁) Σ_k β₁^{t-k} g_k, v_t = (1-β₂) Σ_k β₂^{t-k} g_k²."""
+    """The moments are averages of g and g²: m_t = (1-β₁) Σ_k β₁^{t-k} g_k, v_t = (1-β₂) Σ_k β₂^{t-k} g_k², of sparse gradients where all have an element."""  # noqa: E501
     run, sign = subject.run(case), sign_of(subject, case)
     for leaf in range(len(case.params)):
         grads = [sign * g for g in leaf_grads(case, leaf)]
         size = torch.stack(grads).abs().amax(0)
+        if isinstance(subject, ClassSubject) and subject.sparse:
+            size = torch.where(torch.stack(grads).ne(0).all(0), size, torch.inf)
         for name, beta, terms, scale in (
             ("exp_avg", case.numbers["betas"][0], grads, size),
             ("exp_avg_sq", case.numbers["betas"][1], [g * g for g in grads], size**2),
@@ -177,7 +189,7 @@ def amsgrad_maximum(subject: Subject, case: Case) -> None:
             below = (largest / correction(beta2, t)).sqrt() + eps
             want = want - lr * m[t - 1] / correction(beta1, t) / below
             slack = slack + lr * torch.stack(grads).abs().amax(0) / correction(beta1, t) / below
-            allowed = rounding(p.dtype, t) / _least_complement(case) * (p.abs() + slack)
+            allowed = rounding(p.dtype, t) / least_complement(case) * (p.abs() + slack)
             near(run.params[t][leaf], want, allowed, f"params[{leaf}] after step {t}")
 
 
@@ -191,7 +203,7 @@ def amsgrad_is_adam(subject: Subject, case: Case) -> None:
     rising = case.but(grads=grads)
     run, adam = subject.run(rising), subject.run(rising.but(flags={**case.flags, "amsgrad": False}))
     for leaf, scale in enumerate(scale_of(run, adam)):
-        allowed = rounding(torch.float64, len(grads)) / _least_complement(case) * scale
+        allowed = rounding(torch.float64, len(grads)) / least_complement(case) * scale
         near(run.params[-1][leaf], adam.params[-1][leaf], allowed, f"params[{leaf}]")
 
 
@@ -208,6 +220,28 @@ def sign_descent(subject: Subject, case: Case) -> None:
     for leaf, p in enumerate(case.params):
         want = p - sign * lr * sum((g.sign() for g in leaf_grads(case, leaf)), torch.zeros_like(p))
         near(run.params[-1][leaf], want, rounding(p.dtype, len(case.grads)) * scale_of(run)[leaf], f"params[{leaf}]")
+
+
+@law(
+    Tried(steps=(1, 5), flags={"amsgrad": True}),
+    families=("adam",),
+    needs=("amsgrad", "max_exp_avg_sq", "exp_avg_sq"),
+)
+def monotone_maximum(subject: Subject, case: Case) -> None:
+    """AMSGrad's `max_exp_avg_sq` never decreases, and is never below `exp_avg_sq`."""
+    run = subject.run(case)
+    never_decreases(run, "max_exp_avg_sq")
+    for t, states in enumerate(run.state[1:], 1):
+        for leaf, own in enumerate(states):
+            if bool((own["max_exp_avg_sq"] < own["exp_avg_sq"]).any()):
+                raise BrokenLawError(f"max_exp_avg_sq of params[{leaf}] is below exp_avg_sq after step {t}")
+
+
+def never_decreases(run: Run, name: str) -> None:
+    for t in range(2, len(run.state)):
+        for leaf, own in enumerate(run.state[t]):
+            if bool((own[name] < run.state[t - 1][leaf][name]).any()):
+                raise BrokenLawError(f"{name} of params[{leaf}] decreases at step {t}, to {own[name].tolist()}")
 
 
 # ---- SGD ------------------------------------------------------------------------------------------------------------
@@ -251,141 +285,3 @@ def momentum_average(subject: Subject, case: Case) -> None:
             want = want - sign * numbers["lr"] * step
             slack = slack + numbers["lr"] * sum((x.abs() for x in (*terms, g)), torch.zeros_like(g))
             near(run.params[t + 1][leaf], want, rounding(p.dtype, t) * slack, f"params[{leaf}] after step {t + 1}")
-
-
-# ---- others ---------------------------------------------------------------------------------------------------------
-
-PLAIN = {**NO_DECAY, "lr_decay": 0.0, "initial_accumulator_value": 0.0, "momentum": 0.0}
-
-
-def _constant(subject: Subject, case: Case, sizes: list[float]) -> None:
-    """On a constant gradient a step is -lr·g/(|g|·s_t + eps), where s_t is what √v comes to for g = 1."""
-    numbers, run = case.numbers, subject.run(case)
-    for leaf, g in enumerate(case.grads[0]):
-        assert g is not None
-        steps = [numbers["lr"] * g / (g.abs() * size + numbers.get("eps", 0.0)) for size in sizes]
-        for t, ps in enumerate(run.params):
-            want = case.params[leaf] - sign_of(subject, case) * sum(steps[:t], torch.zeros_like(g))
-            allowed = 1e3 * rounding(want.dtype, t) * scale_of(run)[leaf]  # 1e3: α to 0.999
-            near(ps[leaf], want, allowed, f"params[{leaf}] after step {t}")
-
-
-@law(
-    Tried(steps=(1, 6), constant=True, numbers=PLAIN, grads=("moderate",)),
-    families=("adagrad",),
-    needs=("lr",),
-)
-def adagrad_constant(subject: Subject, case: Case) -> None:
-    """On a constant gradient each Adagrad step is -lr·g/(|g|·√t + eps)."""
-    _constant(subject, case, [t**0.5 for t in range(1, len(case.grads) + 1)])
-
-
-@law(
-    Tried(steps=(1, 6), constant=True, numbers=PLAIN, grads=("moderate",), flags={"centered": False}),
-    families=("rmsprop",),
-    needs=("alpha", "lr"),
-)
-def rmsprop_constant(subject: Subject, case: Case) -> None:
-    """On a constant gradient each RMSprop step is -lr·g/(|g|·√(1-αᵗ) + eps), without momentum."""
-    alpha = case.numbers["alpha"]
-    _constant(subject, case, [correction(alpha, t) ** 0.5 for t in range(1, len(case.grads) + 1)])
-
-
-@law(Tried(steps=(2, 5)), families=("adagrad",), needs=("sum",))
-def monotone_sums(subject: Subject, case: Case) -> None:
-    """Adagrad's `sum` never decreases."""
-    _never_decreases(subject.run(case), "sum")
-
-
-@law(
-    Tried(steps=(1, 5), flags={"amsgrad": True}),
-    families=("adam",),
-    needs=("amsgrad", "max_exp_avg_sq", "exp_avg_sq"),
-)
-def monotone_maximum(subject: Subject, case: Case) -> None:
-    """AMSGrad's `max_exp_avg_sq` never decreases, and is never below `exp_avg_sq`."""
-    run = subject.run(case)
-    _never_decreases(run, "max_exp_avg_sq")
-    for t, states in enumerate(run.state[1:], 1):
-        for leaf, own in enumerate(states):
-            if bool((own["max_exp_avg_sq"] < own["exp_avg_sq"]).any()):
-                raise BrokenLawError(f"max_exp_avg_sq of params[{leaf}] is below exp_avg_sq after step {t}")
-
-
-def _never_decreases(run: Run, name: str) -> None:
-    for t in range(2, len(run.state)):
-        for leaf, own in enumerate(run.state[t]):
-            if bool((own[name] < run.state[t - 1][leaf][name]).any()):
-                raise BrokenLawError(f"{name} of params[{leaf}] decreases at step {t}, to {own[name].tolist()}")
-
-
-@law(Tried(steps=(1, 5), numbers=NO_DECAY), families=("lion",), needs=("lr", "betas"))
-def sign_steps(subject: Subject, case: Case) -> None:
-    """Lion without decay moves each element by 0 or lr; with β₁ = β₂ by lr times the sign of the gradients' average."""
-    beta = case.numbers["betas"][0]
-    equal = case.having(betas=(beta, beta))
-    lr, sign, run, even = case.numbers["lr"], sign_of(subject, case), subject.run(case), subject.run(equal)
-    for leaf, p in enumerate(case.params):
-        for t, (a, b) in enumerate(zip(run.params, run.params[1:], strict=False), 1):
-            size = (b[leaf] - a[leaf]).abs()
-            near(torch.minimum(size, (size - lr).abs()), torch.zeros_like(p), 4e-16 * scale_of(run)[leaf], f"step {t}")
-        means = averages(leaf_grads(case, leaf), beta)
-        clear = torch.stack([m.abs() for m in means]).amin(0) > 1e-12
-        want = p - sign * lr * sum((m.sign() for m in means), torch.zeros_like(p))
-        allowed = rounding(p.dtype, len(means)) * scale_of(even)[leaf]
-        near(torch.where(clear, even.params[-1][leaf], want), want, allowed, f"params[{leaf}]")
-
-
-@law(Tried(steps=(1, 5), numbers=NO_DECAY), families=("lion",), needs=("lr", "betas"))
-def sign_of_blend(subject: Subject, case: Case) -> None:
-    """Lion goes against the sign of β₁·m + (1-β₁)·g, where m is the average by β₂ of the gradients before."""
-    lr, (beta1, beta2), sign, run = case.numbers["lr"], case.numbers["betas"], sign_of(subject, case), subject.run(case)
-    for leaf in range(len(case.params)):
-        grads = leaf_grads(case, leaf)
-        means = [torch.zeros_like(grads[0]), *averages(grads, beta2)]
-        for t, g in enumerate(grads):
-            blend = beta1 * means[t] + (1 - beta1) * g
-            before, after = run.params[t][leaf], run.params[t + 1][leaf]
-            want = torch.where(blend.abs() > 1e-12, before - sign * lr * blend.sign(), after)
-            near(after, want, rounding(want.dtype, 1) * (before.abs() + lr), f"params[{leaf}] after step {t + 1}")
-
-
-@law(Tried(steps=(1, 7), grads=("moderate",), constant=True), families=("rprop",), needs=("lr",))
-def geometric_steps(subject: Subject, case: Case) -> None:
-    """While the gradient keeps its sign, Rprop's step grows by η⁺ each time, from lr on, up to the largest allowed."""
-    flags = subject.flags({})
-    defaults = {**getattr(subject, "defaults", {}), **case.numbers}
-    (_, up), (low, high) = defaults.get("etas", (0.5, 1.2)), defaults.get("step_sizes", (1e-6, 50.0))
-    sign = -1.0 if case.flags.get("maximize", flags.get("maximize")) else 1.0
-    run = subject.run(case)
-    for leaf, g in enumerate(case.grads[0]):
-        want, size = case.params[leaf], case.numbers["lr"]
-        for t in range(1, len(run.params)):
-            size = min(max(size * (up if t > 1 else 1.0), low), high) if t > 1 else size
-            want = want - sign * size * g.sign()  # type: ignore[union-attr]
-            allowed = rounding(want.dtype, t) * scale_of(run)[leaf]
-            near(run.params[t][leaf], want, allowed, f"params[{leaf}] after step {t}")
-
-
-@law(
-    Tried(
-        steps=(1, 8),
-        numbers={**NO_DECAY, "eps": 0.0, "betas": (0.9, 0.999)},
-        grads=("moderate",),
-        nonzero=(),
-        params=("zero",),
-        more={"factor": st.sampled_from([2.0, 0.25])},
-    ),
-    families=("radam",),
-    needs=("betas", "eps"),
-)
-def rectification(subject: Subject, case: Case) -> None:
-    """RAdam is linear in the gradient for 5 steps and does not know its scale from the 6th on, at β₂ = 0.999."""
-    factor = case.more["factor"]
-    run, other = subject.run(case), subject.run(case.mapped(grads=lambda g: g * factor))
-    for leaf in range(len(case.params)):
-        for t in range(1, len(run.params)):
-            step, scaled = (r.params[t][leaf] - r.params[t - 1][leaf] for r in (run, other))
-            want = step * factor if t <= 5 else step
-            allowed = 1e-12 * (scale_of(run)[leaf] + scale_of(other)[leaf])  # a difference of params, and 1/(1-β₂)
-            near(scaled, want, allowed, f"the step {t} of params[{leaf}], gradients times {factor}")
