@@ -75,6 +75,10 @@ class Adapter(torch.optim.Optimizer):
         """The rule that a group's flags choose."""
         return self._rule
 
+    def _label(self, group: Mapping[str, Any]) -> str | None:
+        """The part of the optimizer that a group is of; None where there are no parts."""
+        return None
+
     # ---- groups -----------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -257,7 +261,7 @@ class Adapter(torch.optim.Optimizer):
             ]
             for i, (saved, own) in enumerate(zip(quick, self.param_groups, strict=False)):
                 if isinstance(saved, dict):
-                    names = ("label", "lr", *self._rule_of(own).hparams)
+                    names = ("lr", *self._rule_of(own).hparams)
                     quick[i] = saved | {n: own[n] for n in names if n in own and n not in saved}
             state_dict = {**state_dict, "param_groups": quick}
         # A scalar stays in its dtype and where it is, as torch.optim leaves a "step" alone, and nothing else.

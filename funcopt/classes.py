@@ -90,6 +90,9 @@ class Parted(Adapter):
     def _rule_of(self, group: Mapping[str, Any]) -> Rule:
         return (self._partition.parts[group["label"]] or stays()).rule
 
+    def _label(self, group: Mapping[str, Any]) -> str | None:
+        return str(group["label"])
+
     def _check_group(self, group: Mapping[str, Any]) -> None:
         if "label" in group:
             super()._check_group(group)
@@ -120,10 +123,11 @@ class Parted(Adapter):
         try:
             for label, members in self._partition.members(labelled).items():
                 if members:
-                    super().add_param_group(self._of_label(label, [given[i] for i in members], param_group))
-                    for name in self._partition.hparams():
-                        if name not in self._rule_of(self.param_groups[-1]).hparams:
-                            del self.param_groups[-1][name]
+                    group = self._of_label(label, [given[i] for i in members], param_group)
+                    own = set(group)
+                    super().add_param_group(group)  # with the defaults, which have the numbers of all labels
+                    for name in group.keys() & set(self._partition.numbers) - own:
+                        del group[name]
         except BaseException:
             del self.param_groups[before:]
             raise
@@ -145,15 +149,15 @@ class Parted(Adapter):
         Raises:
             ValueError: a saved group has another label than the group in its place; nothing has been changed by then.
         """
-        groups = state_dict.get("param_groups") if isinstance(state_dict, dict) else None
-        for index, (saved, own) in enumerate(zip(groups or (), self.param_groups, strict=False)):
-            label = saved.get("label", own["label"]) if isinstance(saved, dict) else own["label"]
-            if label != own["label"]:
+        groups = list(state_dict["param_groups"])
+        for index, (saved, own) in enumerate(zip(groups, self.param_groups, strict=False)):
+            groups[index] = {"label": own["label"], **saved}
+            if groups[index]["label"] != own["label"]:
                 raise ValueError(
-                    f"group {index} of the state_dict has the label {label!r}, and here it has {own['label']!r}: give "
-                    "the parameters in the order, and with the labels, that they were saved with"
+                    f"group {index} of the state_dict has the label {saved['label']!r}, and here it has "
+                    f"{own['label']!r}: give the parameters in the order and with the labels of those that were saved"
                 )
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, "param_groups": groups})
 
     def _whole(self, opts: Mapping[Any, PureOptimizer], labels: Tree) -> Any:
         parts = {label: part and opts.get(label, part) for label, part in self._partition.parts.items()}

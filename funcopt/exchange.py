@@ -22,24 +22,24 @@ def to_pure(optimizer: Any) -> tuple[Any, Tree, State, dict[str, Any]]:
     opts: dict[Any, tuple[int, PureOptimizer]] = {}
     slots: dict[Any, dict[str, None]] = {}
     for index, group in enumerate(groups):
-        own = optimizer._pure(group)
-        before, first = opts.setdefault(group.get("label"), (index, own))
+        label, own = optimizer._label(group), optimizer._pure(group)
+        before, first = opts.setdefault(label, (index, own))
         if (own.rule, own.flags) != (first.rule, first.flags):
             raise ValueError(
                 f"group {before} is {first}, but group {index} is {own}; one pure optimizer cannot be both"
             )
-        slots.setdefault(group.get("label"), {}).update(dict.fromkeys(optimizer._slots(group)))
+        slots.setdefault(label, {}).update(dict.fromkeys(optimizer._slots(group)))
     each = [group for group in groups for _ in group["params"]]
-    labels = tree.unflatten([group.get("label") for group in each], spec)
+    labels = tree.unflatten(list(map(optimizer._label, each)), spec)
     opt = optimizer._whole({label: first for label, (_, first) in opts.items()}, labels)
 
-    numbers = [optimizer._called(g, optimizer._numbers(opts[g.get("label")][1].rule, g)) for g in groups]
+    numbers = [optimizer._called(g, optimizer._numbers(opts[optimizer._label(g)][1].rule, g)) for g in groups]
     found = {name: [own.get(name, ABSENT) for own in numbers] for name in dict.fromkeys(itertools.chain(*numbers))}
     counts = [len(group["params"]) for group in groups]
     hparams = opt.hparams(**{name: _merged(values, counts, spec) for name, values in found.items()})
 
     states = [
-        optimizer._state_of(p, g, list(slots[g.get("label")])) if _moves(optimizer, g) else {}
+        optimizer._state_of(p, g, list(slots[optimizer._label(g)])) if _moves(optimizer, g) else {}
         for p, g in zip(params, each, strict=True)
     ]
     kept = dict.fromkeys(name for names in slots.values() for name in names)

@@ -162,7 +162,7 @@ class Stepper:
         rules = [
             turn.kept.opt.rule if turn else self.optimizer._pure(g).rule for g, turn in zip(groups, turns, strict=True)
         ]
-        labels = [group.get("label") for group in groups]
+        labels = [self.optimizer._label(group) for group in groups]
         return measured_together(
             rules, labels, lambda i, level, sums: self._measured_of(groups[i], turns[i], level, sums)
         )

@@ -28,7 +28,7 @@ def step_traced(optimizer: Any) -> None:
         rule, flags, leaves = parts[i]
         return measured(rule, flags, leaves, level, sums, backend="eager") if leaves.params else {}
 
-    together = measured_together([rule for rule, *_ in parts], [group.get("label") for group in groups], measure)
+    together = measured_together([rule for rule, *_ in parts], [optimizer._label(group) for group in groups], measure)
     for group, (rule, flags, leaves), sums in zip(groups, parts, together, strict=True):
         if not leaves.params:
             continue

@@ -35,7 +35,7 @@ def go_uphill(optimizer: Any, closure: Callable[[], Any] | None) -> None:
             opt.leaves([p.detach() for p in own], [p.grad for p in own], opt.init(own, numbers), numbers)[0]
             for (opt, numbers), own in zip(ascents, params, strict=True)
         ]
-        tops = step_together([opt for opt, _ in ascents], [group.get("label") for group in groups], parts)
+        tops = step_together([opt for opt, _ in ascents], [optimizer._label(group) for group in groups], parts)
         moved = [p for own in params for p in own]
         before = [p.clone() for p in moved]
         for p, top in zip(moved, (top for leaves in tops for top in leaves.params), strict=True):

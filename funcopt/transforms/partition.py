@@ -25,9 +25,6 @@ class Partition:
 
     A number is called by its label and name, `muon_lr`, unless there is but one optimizer, or all share the number. The
     state has each slot once, a tree like params with None for parameters whose optimizer has no such slot.
-
-    A transform around the partition is around each part, and sees all gradients: their norm is that of all parts. One
-    around a part sees those of this part alone.
     """
 
     parts: Mapping[str, PureOptimizer | None]
@@ -191,6 +188,8 @@ def partition(optimizers: Mapping[str, Any], labels: Any) -> Partition:
         opt = funcopt.partition({"matrix": funcopt.muon(), "rest": funcopt.adamw()}, labels)
         hparams = opt.hparams(matrix_lr=0.02, rest_lr=3e-4)
 
+    A transform around the partition sees all gradients together, one around a part those of the part.
+
     Args:
         optimizers: the pure optimizer of each label, None for parameters that stay as they are. A label is a name,
             which precedes those of its optimizer's numbers.
@@ -199,7 +198,7 @@ def partition(optimizers: Mapping[str, Any], labels: Any) -> Partition:
             label.
 
     Raises:
-        TypeError: no optimizers, or a label that is no name.
+        TypeError: no optimizers, a label that is no name, or two numbers of one name.
     """
     if not isinstance(optimizers, Mapping) or not optimizers:
         raise TypeError(f"partition takes a dict from labels to pure optimizers; got {optimizers!r}")

@@ -200,6 +200,17 @@ def test_schedulers(scheduler):
         assert [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in reference.param_groups]
 
 
+def test_a_scheduler_where_there_is_one_optimizer():
+    net = network()
+    optimizer = funcopt.optim.from_pure(funcopt.masked(funcopt.adamw(), lambda ps: [p.dim() == 2 for p in ps]))(
+        net.parameters(), lr=0.5
+    )
+    scheduler = lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    train(net, optimizer, 1)
+    scheduler.step()
+    assert [g["lr"] for g in optimizer.param_groups] == [0.25, 0.0]
+
+
 # ---- groups ---------------------------------------------------------------------------------------------------------
 
 

@@ -150,6 +150,20 @@ def test_groups_that_are_added_later_begin_later():
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "accumulate_every": 1.5})
 
 
+def test_labels_that_people_give_their_groups():
+    """They are theirs: the norm is of all groups."""
+    params = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    cls = funcopt.optim.from_pure(funcopt.clip_by_global_norm(funcopt.sgd(), 1.0))
+    optimizer = cls([{"params": [p], "label": f"layer {k}"} for k, p in enumerate(params)], lr=1.0)
+    for p, g in zip(params, (3.0, 4.0), strict=True):
+        p.grad = torch.tensor([g])
+    optimizer.step()
+    torch.testing.assert_close(torch.cat(params).detach(), torch.tensor([-0.6, -0.8]))
+    optimizer.param_groups[1]["maximize"] = True
+    with pytest.raises(ValueError, match="one pure optimizer cannot be both"):
+        optimizer.to_pure()
+
+
 def test_parameters_that_are_frozen_or_twice_there():
     """One that comes twice is stepped twice, as torch.optim steps it."""
     net = network()
