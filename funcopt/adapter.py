@@ -20,6 +20,7 @@ from funcopt.declaration import Rule, scalar_dtype
 from funcopt.stepper import Stepper
 from funcopt.traced import step_traced, zero_grad_traced
 from funcopt.transforms.scaling import scaled
+from funcopt.uphill import go_uphill
 
 __all__ = ["Adapter", "deepcopied"]
 
@@ -73,6 +74,10 @@ class Adapter(torch.optim.Optimizer):
     def _rule_of(self, group: Mapping[str, Any]) -> Rule:
         """The rule that a group's flags choose."""
         return self._rule
+
+    def _label(self, group: Mapping[str, Any]) -> str | None:
+        """The part of the optimizer that a group is of; None where there are no parts."""
+        return None
 
     # ---- groups -----------------------------------------------------------------------------------------------------
 
@@ -173,7 +178,7 @@ class Adapter(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._go_uphill(closure)
+        go_uphill(self, closure)
         if torch.compiler.is_compiling():
             step_traced(self)
             if zero_grad:
@@ -181,36 +186,6 @@ class Adapter(torch.optim.Optimizer):
         else:
             self._stepper.step(zero_grad=zero_grad)
         return loss
-
-    def _go_uphill(self, closure: Callable[[], Any] | None) -> None:
-        """Take the gradients anew where a rule wants them elsewhere; the parameters are where they were after it."""
-        groups = [group for group in self.param_groups if self._rule_of(group).ascent is not None]
-        if not groups:
-            return
-        if closure is None:
-            raise TypeError(
-                f"{type(self).__name__} takes gradients at two points: step takes a closure that sets them to zero, "
-                "computes the loss, calls backward() and returns the loss"
-            )
-        params = [p for group in groups for p in group["params"] if p.grad is not None]
-        of = [self._pure(group).ascent(self._numbers(self._rule_of(group), group)) for group in groups]
-        numbers = [
-            own for group, (_, own) in zip(groups, of, strict=True) for p in group["params"] if p.grad is not None
-        ]
-        old = [p.detach().clone() for p in params]
-        hparams = {name: [own[name] for own in numbers] for name in numbers[0]} if numbers else {}
-        with torch.no_grad():
-            ascent = of[0][0]
-            top, _ = ascent([p.detach() for p in params], [p.grad for p in params], ascent.init(old, hparams), hparams)
-            for p, value in zip(params, top, strict=True):
-                p.copy_(value)
-        try:
-            with torch.enable_grad():
-                closure()
-        finally:
-            with torch.no_grad():
-                for p, value in zip(params, old, strict=True):
-                    p.copy_(value)
 
     # ---- flat storage -----------------------------------------------------------------------------------------------
 
@@ -254,7 +229,8 @@ class Adapter(torch.optim.Optimizer):
             state["step"] = torch.tensor(float(state["step"]), dtype=scalar_dtype(), device=device)
         for slot in rule.slots:
             if slot.name in slots and state[slot.name] is None and slot.shape_for(p) is not None:
-                state[slot.name] = slot.first(p, self._numbers(rule, group), device=device)
+                begin = p if group.get("differentiable") else p.detach()
+                state[slot.name] = slot.first(begin, self._numbers(rule, group), device=device)
         return state
 
     def _counted(self, count: Tensor) -> Any:
@@ -285,8 +261,8 @@ class Adapter(torch.optim.Optimizer):
             ]
             for i, (saved, own) in enumerate(zip(quick, self.param_groups, strict=False)):
                 if isinstance(saved, dict):
-                    numbers = [n for n in self._rule_of(own).hparams if n in own and n not in saved]
-                    quick[i] = saved | {n: own[n] for n in numbers}
+                    names = ("lr", *self._rule_of(own).hparams)
+                    quick[i] = saved | {n: own[n] for n in names if n in own and n not in saved}
             state_dict = {**state_dict, "param_groups": quick}
         # A scalar stays in its dtype and where it is, as torch.optim leaves a "step" alone, and nothing else.
         wrap = self.register_load_state_dict_pre_hook(_wrapped)
@@ -325,16 +301,25 @@ class Adapter(torch.optim.Optimizer):
 
     # ---- out to the pure form and back ------------------------------------------------------------------------------
 
-    def to_pure(self) -> tuple[PureOptimizer, Tree, State, dict[str, Any]]:
+    def to_pure(self) -> tuple[Any, Tree, State, dict[str, Any]]:
         """The live optimizer as `(opt, params, state, hparams)`, to go on from in a functional loop.
 
         Params and every slot of the state are a dict by parameter name where the parameters have names, else a list;
         they are copies, so that neither loop disturbs the other. A number in which groups differ is a tree like params.
+        A class of a partition gives a partition.
 
         Raises:
             ValueError: the groups differ in their flags, for which there is no one pure optimizer.
         """
         return exchange.to_pure(self)
+
+    def _whole(self, opts: Mapping[Any, PureOptimizer], labels: Tree) -> Any:
+        """The pure optimizer of all groups, of that of each label; without labels there is one."""
+        return next(iter(opts.values()))
+
+    def _called(self, group: Mapping[str, Any], numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A group's numbers as the pure optimizer of all groups calls them."""
+        return numbers
 
     def load_pure(self, params: Tree, state: State) -> None:
         """Take params and state back, as `to_pure` gives them: their values are copied in.

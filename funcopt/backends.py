@@ -116,12 +116,17 @@ class Work:
         with ops.arithmetic(p.dtype):
             new_p, new_slots = self.update(p, g, *slots, c, *self.flags)
         new, old = iter(new_slots), [slot[leaf] for slot in self.slots]
-        return _to(new_p, self.params[leaf].dtype), [s if s is None else _to(next(new), s.dtype) for s in old]
+        return _to(new_p, self.params[leaf].dtype), [s if s is None else _like(next(new), s) for s in old]
 
 
 def _to(t: Any, dtype: torch.dtype) -> Any:
     """The tensor in a dtype; itself, at a tenth of the cost of `to`, where it has it already, or is None."""
     return t if t is None or t.dtype == dtype else t.to(dtype)
+
+
+def _like(new: Any, old: Tensor) -> Tensor:
+    """A new slot in the dtype of the old one; an equation may have found it to be a Python number."""
+    return _to(new, old.dtype) if isinstance(new, Tensor) else torch.full_like(old, new)
 
 
 Result = tuple[list[Tensor], list[list[Tensor]]]
@@ -382,9 +387,13 @@ def run_eager(work: Work) -> Result:
     for leaf, p in enumerate(work.params):
         new_p, new_slots = work.updated(leaf)
         old: list[Any] = [p, *(slot[leaf] for slot in work.slots)]
-        # What the equation hands through is not the result yet: it may be written before it is read, or by its owner.
-        given = [t for t in (*old, work.grads[leaf]) if t is not None]
-        new: list[Any] = [t.clone() if any(t is one for one in given) else t for t in (new_p, *new_slots)]
+        # What the equation hands through is not the result yet: it may be written before it is read, or by its owner;
+        # nor is what it gives twice.
+        taken = [t for t in (*old, work.grads[leaf]) if t is not None]
+        new: list[Any] = []
+        for t in (new_p, *new_slots):
+            new.append(t.clone() if any(t is one for one in taken) else t)
+            taken += [t] if t is not None else []
         if work.donate:
             new = [t if t is None else t.copy_(value) for t, value in zip(old, new, strict=True)]
         results.append((new[0], new[1:]))

@@ -3,13 +3,14 @@
 import inspect
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from funcopt import hyper
 from funcopt.adapter import Adapter
-from funcopt.core import PureOptimizer
+from funcopt.core import PureOptimizer, Tree
 from funcopt.declaration import Rule
 from funcopt.transforms.partition import Partition, stays
 
@@ -89,6 +90,9 @@ class Parted(Adapter):
     def _rule_of(self, group: Mapping[str, Any]) -> Rule:
         return (self._partition.parts[group["label"]] or stays()).rule
 
+    def _label(self, group: Mapping[str, Any]) -> str | None:
+        return str(group["label"])
+
     def _check_group(self, group: Mapping[str, Any]) -> None:
         if "label" in group:
             super()._check_group(group)
@@ -108,17 +112,22 @@ class Parted(Adapter):
             super().add_param_group(param_group)  # which refuses it
             return
         given = param_group["params"]
+        if isinstance(given, set):
+            super().add_param_group(param_group)
         given = [given] if isinstance(given, Tensor) else list(given)
-        named = bool(given) and isinstance(given[0], tuple)
+        named = bool(given) and all(isinstance(p, tuple) and len(p) == 2 for p in given)
         labelled: Any = dict(given) if named else given
+        if len(labelled) != len(given):
+            raise ValueError("two parameters have the same name; give each its own")
         before = len(self.param_groups)
         try:
             for label, members in self._partition.members(labelled).items():
                 if members:
-                    super().add_param_group(self._of_label(label, [given[i] for i in members], param_group))
-                    for name in self._partition.hparams():
-                        if name not in self._rule_of(self.param_groups[-1]).hparams:
-                            del self.param_groups[-1][name]
+                    group = self._of_label(label, [given[i] for i in members], param_group)
+                    own = set(group)
+                    super().add_param_group(group)  # with the defaults, which have the numbers of all labels
+                    for name in group.keys() & set(self._partition.numbers) - own:
+                        del group[name]
         except BaseException:
             del self.param_groups[before:]
             raise
@@ -127,7 +136,32 @@ class Parted(Adapter):
         """The group of one label, of what was given for all."""
         opt = self._partition.parts[label] or stays()
         values = {**self.defaults, **group}
-        numbers = {name: group.get(name, values.get(self._partition.called(label, name))) for name in opt.rule.hparams}
-        flags = {name: group.get(name, value) for name, value in opt.flags.items()}
-        switches = {name: group[name] for name in ("capturable", "differentiable") if name in group}
-        return {"params": params, "label": label, **numbers, **flags, **switches}
+        numbers = {name: values[self._partition.called(label, name)] for name in opt.rule.hparams}
+        numbers = numbers or {"lr": 0.0}  # which schedulers want to find in every group
+        known = {name for part in self._partition.active.values() for name in (*part.rule.hparams, *part.flags)}
+        known = known.union(self._partition.numbers) - {*opt.rule.hparams, *opt.flags}
+        rest = {name: value for name, value in group.items() if name not in known}
+        return {**numbers, **opt.flags, **rest, "params": params, "label": label}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state, and the groups' numbers and flags, see `Adapter.load_state_dict`.
+
+        Raises:
+            ValueError: a saved group has another label than the group in its place; nothing has been changed by then.
+        """
+        groups = list(state_dict["param_groups"])
+        for index, (saved, own) in enumerate(zip(groups, self.param_groups, strict=False)):
+            groups[index] = {"label": own["label"], **saved}
+            if groups[index]["label"] != own["label"]:
+                raise ValueError(
+                    f"group {index} of the state_dict has the label {saved['label']!r}, and here it has "
+                    f"{own['label']!r}: give the parameters in the order and with the labels of those that were saved"
+                )
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
+    def _whole(self, opts: Mapping[Any, PureOptimizer], labels: Tree) -> Any:
+        parts = {label: part and opts.get(label, part) for label, part in self._partition.parts.items()}
+        return replace(self._partition, parts=parts, labels=labels)
+
+    def _called(self, group: Mapping[str, Any], numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {self._partition.called(group["label"], name): value for name, value in numbers.items()}

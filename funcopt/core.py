@@ -11,9 +11,9 @@ from funcopt import backends, hyper, memory, observed, tree
 from funcopt.declaration import Rule, Slot
 from funcopt.leaves import Leaves
 from funcopt.scheduling import at
-from funcopt.step import step
+from funcopt.step import measured, measured_together, step
 
-__all__ = ["PureOptimizer", "State", "Tree", "distinct", "pure"]
+__all__ = ["PureOptimizer", "State", "Tree", "at_the_top", "pure", "step_together"]
 
 Tree = Any
 State = dict[str, Tree]
@@ -37,10 +37,9 @@ class PureOptimizer:
 
     def __repr__(self) -> str:
         if self.rule.made is not None:
-            inner, transform, *_, defaults = self.rule.made[1]
-            return (
-                f"funcopt.{transform}({', '.join([repr(replace(self, rule=inner)), *(str(n) for _, n in defaults)])})"
-            )
+            inner, transform, prefix, _, defaults = self.rule.made[1]
+            given = [repr(replace(self, rule=inner)), *(str(n) for _, n in defaults)]
+            return f"funcopt.{transform}({', '.join([*given, *([f'prefix={prefix!r}'] if prefix else [])])})"
         choices = [f"{name}={value!r}" for name, value in self.flags.items()]
         return f"funcopt.{self.rule.name}({', '.join([*choices, f'backend={self.backend!r}'])})"
 
@@ -136,23 +135,12 @@ class PureOptimizer:
                 Nothing has been changed by then.
         """
         if self.rule.ascent is not None:
-            grads = self._at_the_top(params, grads, hparams)
+            grads = at_the_top(self, params, grads, hparams)
         leaves, spec = self.leaves(params, grads, state, hparams)
         donate = donate and distinct([leaves])
         new = step(self.rule, tuple(self.flags.values()), leaves, backend=self.backend, donate=donate)
         slots = {"step": new.steps, **new.slots, **new.scalars}
         return tree.unflatten(new.params, spec), {name: tree.unflatten(slots[name], spec) for name in state}
-
-    def _at_the_top(self, params: Tree, grads: Any, hparams: Mapping[str, Any]) -> Tree:
-        """The gradients at the point to which the ascent leads; `grads` is a function of params."""
-        if not callable(grads):
-            raise TypeError(
-                f"{self!r} takes gradients at two points: in the place of grads give a function params -> grads, such "
-                f"as torch.func.grad(loss); got a {type(grads).__name__}"
-            )
-        ascent, numbers = self.ascent(hparams)
-        top, _ = ascent(params, grads(params), ascent.init(params, numbers), numbers)
-        return grads(top)
 
     def ascent(self, hparams: Mapping[str, Any]) -> tuple["PureOptimizer", dict[str, Any]]:
         """What leads to the point at which the gradient is to be taken, and its numbers of these."""
@@ -280,6 +268,42 @@ def _check_like(leaf: Any, p: Tensor, shape: tuple[int, ...], root: str, params:
     if root == "grads" and leaf.dtype != p.dtype:
         path = tree.paths(params, "")[index]
         raise ValueError(f"grads{path} is {leaf.dtype}, but params{path} is {p.dtype}")
+
+
+def at_the_top(opt: Any, params: Tree, grads: Any, hparams: Mapping[str, Any]) -> Tree:
+    """The gradients at the point to which an optimizer's ascent leads; `grads` is a function of params."""
+    if not callable(grads):
+        raise TypeError(
+            f"{opt!r} takes gradients at two points: in the place of grads give a function params -> grads, such "
+            f"as torch.func.grad(loss); got a {type(grads).__name__}"
+        )
+    ascent, numbers = opt.ascent(hparams)
+    top, _ = ascent(params, grads(params), ascent.init(params, numbers), numbers)
+    return grads(top)
+
+
+def step_together(
+    opts: Sequence[PureOptimizer], labels: Sequence[Any], parts: Sequence[Leaves], *, donate: bool = False
+) -> list[Leaves]:
+    """One step of several optimizers, each of leaves of its own, which have been checked.
+
+    Args:
+        opts: the optimizers.
+        labels: what is measured is measured of the parts of one label together, or of all; see `measured_together`.
+        parts: the leaves of each.
+        donate: as for a step.
+    """
+    flags = [tuple(opt.flags.values()) for opt in opts]
+
+    def measure(i: int, level: int, sums: Mapping[str, Any]) -> dict[str, Any]:
+        return measured(opts[i].rule, flags[i], parts[i], level, sums, backend=opts[i].backend)
+
+    sums = measured_together([opt.rule for opt in opts], labels, measure)
+    donate = donate and distinct(parts)
+    return [
+        step(opt.rule, chosen, leaves, backend=opt.backend, donate=donate, sums=found)
+        for opt, chosen, leaves, found in zip(opts, flags, parts, sums, strict=True)
+    ]
 
 
 def distinct(parts: Sequence[Leaves]) -> bool:

@@ -80,7 +80,7 @@ class Slot:
         """The slot of a parameter before its first step; None where that has no such slot.
 
         Args:
-            p: the parameter.
+            p: the parameter; a copy of it, as anything that is made of it, is differentiable in it.
             numbers: its hyperparameters.
             dtype: of the slot; the parameter's if left out, that of a scalar `scalar_dtype()`.
             device: of a scalar; the CPU if left out.
@@ -89,7 +89,7 @@ class Slot:
             ValueError: it is a scalar, and begins with a number that differs from element to element.
         """
         if self.init == "params":
-            return p.detach().to(dtype or p.dtype, copy=True)
+            return p.to(dtype or p.dtype, copy=True)
         value = numbers[self.init] if isinstance(self.init, str) else self.init
         if self.scalar:
             self.check_scalar(value)
@@ -129,19 +129,20 @@ class Choice:
 class Measure:
     """A sum over all elements of all gradients, in float64, which `coefficients` takes as it takes a number.
 
-    `summand` is x ↦ what is summed, and `before` `(p, g, slots, c) -> x`, what becomes of a gradient first; c are the
-    coefficients, of which those are known that no later measure goes into.
+    All gradients are those of the optimizer, or of its part of a `funcopt.partition`; of all parts where the measure's
+    name begins with "shared". `summand` is x ↦ what is summed, and `before` `(p, g, slots, c) -> x`, what becomes of a
+    gradient first; c are the coefficients, of which those are known that no later measure goes into.
     """
 
     summand: Callable[[Any], Any]
     before: Callable[[Any, Any, tuple[Any, ...], Any], Any] | None = None
 
-    def after(self, first: Callable[[Any, Any, tuple[Any, ...], Any], Any]) -> "Measure":
-        """The same of gradients that come through another function first."""
+    def after(self, first: Callable[[Any, Any, tuple[Any, ...], Any], tuple[Any, Any]]) -> "Measure":
+        """The same of parameters and gradients that come through `first` first: `(p, g, slots, c) -> (p, g)`."""
         then = self.before
         if then is None:
-            return replace(self, before=first)
-        return replace(self, before=lambda p, g, slots, c: then(p, first(p, g, slots, c), slots, c))
+            return replace(self, before=lambda p, g, slots, c: first(p, g, slots, c)[1])
+        return replace(self, before=lambda p, g, slots, c: then(*first(p, g, slots, c), slots, c))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +166,7 @@ class Rule:
     # Whether, with these numbers, what has no gradient stays as it is, so that of a sparse gradient the rows are all
     # there is to do; None where sparse gradients are refused.
     rows: Callable[[Mapping[str, Any]], bool] | None = None
+    lazy: bool = False  # whether what has no gradient stays where a gradient of 0 would change it
     measures: tuple[Mapping[str, Measure], ...] = ()  # by name; those of a later mapping may need those before
     layers: int = 0  # how many transforms are around it
     made: tuple[Callable[..., "Rule"], tuple[Any, ...]] | None = None  # what makes it again, where no name does

@@ -1,5 +1,6 @@
 """An adapter's parameters and state as the pure form has them, and back: what `to_pure` and `load_pure` do."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -7,35 +8,61 @@ from torch import Tensor
 
 from funcopt import hyper, tree
 from funcopt.core import PureOptimizer, State, Tree
+from funcopt.transforms.partition import stays
 
 __all__ = ["load_pure", "to_pure"]
 
+ABSENT = object()
 
-def to_pure(optimizer: Any) -> tuple[PureOptimizer, Tree, State, dict[str, Any]]:
+
+def to_pure(optimizer: Any) -> tuple[Any, Tree, State, dict[str, Any]]:
     """See `Adapter.to_pure`."""
-    first, *rest = [optimizer._pure(group) for group in optimizer.param_groups]
-    for index, opt in enumerate(rest, 1):
-        if (opt.rule, opt.flags) != (first.rule, first.flags):
-            raise ValueError(f"group 0 is {first}, but group {index} is {opt}; one pure optimizer cannot be both")
     params, spec = tree.flatten(_named(optimizer))
-    groups = [group for group in optimizer.param_groups for _ in group["params"]]
-    numbers = [optimizer._numbers(first.rule, group) for group in optimizer.param_groups]
-    by_group = [hyper.columns(first.rule.hparams, n) for n in numbers]
-    columns = [
-        values[0]
-        if all(v is values[0] or (not isinstance(v, Tensor) and v == values[0]) for v in values)
-        else tree.unflatten([v for v, g in zip(values, optimizer.param_groups, strict=True) for _ in g["params"]], spec)
-        for values in zip(*by_group, strict=True)
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    opts: dict[Any, tuple[int, PureOptimizer]] = {}
+    slots: dict[Any, dict[str, None]] = {}
+    for index, group in enumerate(groups):
+        label, own = optimizer._label(group), optimizer._pure(group)
+        before, first = opts.setdefault(label, (index, own))
+        if (own.rule, own.flags) != (first.rule, first.flags):
+            raise ValueError(
+                f"group {before} is {first}, but group {index} is {own}; one pure optimizer cannot be both"
+            )
+        slots.setdefault(label, {}).update(dict.fromkeys(optimizer._slots(group)))
+    each = [group for group in groups for _ in group["params"]]
+    labels = tree.unflatten(list(map(optimizer._label, each)), spec)
+    opt = optimizer._whole({label: first for label, (_, first) in opts.items()}, labels)
+
+    numbers = [optimizer._called(g, optimizer._numbers(opts[optimizer._label(g)][1].rule, g)) for g in groups]
+    found = {name: [own.get(name, ABSENT) for own in numbers] for name in dict.fromkeys(itertools.chain(*numbers))}
+    counts = [len(group["params"]) for group in groups]
+    hparams = opt.hparams(**{name: _merged(values, counts, spec) for name, values in found.items()})
+
+    states = [
+        optimizer._state_of(p, g, list(slots[optimizer._label(g)])) if _moves(optimizer, g) else {}
+        for p, g in zip(params, each, strict=True)
     ]
-    used = {name for group in optimizer.param_groups for name in optimizer._slots(group)}
-    slots = [slot.name for slot in first.rule.slots if slot.name in used]
-    states = [optimizer._state_of(p, group, slots) for p, group in zip(params, groups, strict=True)]
+    kept = dict.fromkeys(name for names in slots.values() for name in names)
     state = {
-        name: tree.unflatten([None if s[name] is None else s[name].detach().clone() for s in states], spec)
-        for name in ["step", *slots]
+        name: tree.unflatten([None if s.get(name) is None else s[name].detach().clone() for s in states], spec)
+        for name in ["step", *kept]
     }
-    hparams = first.hparams(**hyper.nest(first.rule.hparams, columns))
-    return first, tree.unflatten([p.detach().clone() for p in params], spec), state, hparams
+    return opt, tree.unflatten([p.detach().clone() for p in params], spec), state, hparams
+
+
+def _merged(values: list[Any], counts: list[int], spec: tree.Spec) -> Any:
+    """A number of all groups that have it; a tree like params where they differ."""
+    first = next(value for value in values if value is not ABSENT)
+    values = [first if value is ABSENT else value for value in values]  # nobody asks for it there
+    if isinstance(first, tuple):
+        return tuple(_merged([value[k] for value in values], counts, spec) for k in range(len(first)))
+    if all(value is first or (not isinstance(value, Tensor) and value == first) for value in values):
+        return first
+    return tree.unflatten([value for value, n in zip(values, counts, strict=True) for _ in range(n)], spec)
+
+
+def _moves(optimizer: Any, group: dict[str, Any]) -> bool:
+    return optimizer._rule_of(group) is not stays.rule
 
 
 def load_pure(optimizer: Any, params: Tree, state: State) -> None:
@@ -56,20 +83,21 @@ def load_pure(optimizer: Any, params: Tree, state: State) -> None:
     for name in ["step", *sorted({name for names in kept for name in names})]:
         if name not in slots:
             raise ValueError(f"state has no {name!r}, which this optimizer keeps; to_pure() gives a complete state")
-    shapes = {slot.name: slot for group in optimizer.param_groups for slot in optimizer._rule_of(group).slots}
     for name, values in {"params": new, **slots}.items():
         root = name if name == "params" else f"state[{name!r}]"
-        for value, p, path in zip(values, own, tree.paths(named, ""), strict=True):
-            shape = () if name == "step" else tuple(p.shape) if name == "params" else shapes[name].shape_for(p)
-            if shape is None and value is None:
-                continue
-            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{root}{path} must be a tensor of shape {shape}; got {got}")
+        for value, p, group, path in zip(values, own, groups, tree.paths(named, ""), strict=True):
+            shape = tuple(p.shape) if name == "params" else _shape(optimizer, group, name, p)
+            got = tuple(value.shape) if isinstance(value, Tensor) else value
+            if got != shape:
+                wanted = "None" if shape is None else f"a tensor of shape {shape}"
+                given = got if value is None or isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{root}{path} must be {wanted}; got {given}")
     counts = slots.pop("step")
     with torch.no_grad():
         for i, p in enumerate(own):
             p.copy_(new[i])
+            if counts[i] is None:
+                continue
             if counts[i] == 0:
                 optimizer.state.pop(p, None)
                 continue
@@ -80,6 +108,14 @@ def load_pure(optimizer: Any, params: Tree, state: State) -> None:
                 new_state["step"] = optimizer._counted(before["step"].copy_(counts[i]))
             if new_state:  # in the dtypes, and where, this optimizer has them
                 optimizer.state[p].update(new_state)
+
+
+def _shape(optimizer: Any, group: dict[str, Any], name: str, p: Tensor) -> tuple[int, ...] | None:
+    """The shape of a slot, or of the step count; None where a parameter of the group has none."""
+    if name == "step":
+        return () if _moves(optimizer, group) else None
+    slot = next((slot for slot in optimizer._rule_of(group).slots if slot.name == name), None)
+    return None if slot is None else slot.shape_for(p)
 
 
 def _named(optimizer: Any) -> Tree:

@@ -39,6 +39,7 @@ def rule(
     elementwise: bool = True,
     complex: bool = True,  # noqa: A002
     rows: Callable[[Mapping[str, Any]], bool] | None = None,
+    lazy: bool = False,
     check_param: Callable[[Tensor], str | None] | None = None,
 ) -> "Factory":
     """Make an algorithm: returns the factory `(*, flag=…, backend="auto") -> PureOptimizer`.
@@ -59,6 +60,7 @@ def rule(
         rows: `hparams -> bool`, whether with these numbers elements without a gradient, and their slots, stay as they
             are; of a sparse gradient the equation then sees those elements that are there. If not, it sees zeros for
             the others. Left out, sparse gradients are refused.
+        lazy: whether those elements stay as they are where a gradient of 0 would change them.
         check_param: `p -> None`, or what is wrong with such a parameter.
     """
     choices = {name: flag for name, flag in (flags or {}).items() if isinstance(flag, Choice)}
@@ -77,6 +79,7 @@ def rule(
         elementwise=elementwise,
         complex=complex,
         rows=rows,
+        lazy=lazy,
         check_param=check_param,
     )
     _check_declaration(made)

@@ -1,7 +1,7 @@
 """One step over leaves: the scalars of the equation, the backend that runs it, and the step counts."""
 
 import contextlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from funcopt.declaration import Rule
 from funcopt.leaves import Leaves, plain
 from funcopt.ops import where
 
-__all__ = ["coefficients", "measured", "step"]
+__all__ = ["coefficients", "measured", "measured_together", "step"]
 
 
 def step(
@@ -118,6 +118,31 @@ def measured(
         backend: as for a step.
     """
     return _measured(rule, flags, plain(rule, _numbers(leaves))[0], level, sums, backend=backend)
+
+
+def measured_together(
+    rules: Sequence[Rule], labels: Sequence[Any], measure: Callable[[int, int, Mapping[str, Any]], Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What each of several rules measures, of its own gradients and of those that it measures together with others.
+
+    Args:
+        rules: of parts of the parameters.
+        labels: of the parts: those of one label measure together, and all do where a measure is shared.
+        measure: of the position of a part, a level, and what was measured at the levels before for this part, what it
+            measures of its own gradients.
+    """
+    sums: list[dict[str, Any]] = [{} for _ in rules]
+    for level in range(max([0, *(len(rule.measures) for rule in rules)])):
+        found: dict[Any, Any] = {}
+        for i, rule in enumerate(rules):
+            for name, value in measure(i, level, sums[i]).items() if level < len(rule.measures) else ():
+                key = None if name.startswith("shared") else labels[i], name
+                found[key] = backends.added(found.get(key, 0.0), value)
+        for (label, name), value in found.items():
+            for i, rule in enumerate(rules):
+                if label in (None, labels[i]) and level < len(rule.measures) and name in rule.measures[level]:
+                    sums[i][name] = value
+    return sums
 
 
 def _measured(

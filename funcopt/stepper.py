@@ -6,7 +6,7 @@ numbers that are none.
 
 import weakref
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import is_
 from typing import Any, SupportsFloat
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from funcopt import backends, hyper, memory, observed
+from funcopt.core import PureOptimizer
 from funcopt.flat import Flat, check, flats
 from funcopt.leaves import Leaves
 from funcopt.prepared import Prepared, let_go, work_in_place
-from funcopt.step import measured, step
+from funcopt.step import measured, measured_together, step
 from funcopt.transforms.partition import stays
 
 __all__ = ["Stepper"]
@@ -71,7 +72,7 @@ class Stepper:
         sums = self._measured(turns)
         grads = [[p.grad for p in group["params"] if p.grad is not None] for group in groups] if zero_grad else []
         in_pass = zero_grad and self._apart([g for column in grads for g in column])
-        sets = [[] if turn is None else turn.kept.sets(turn.hparams, sums) for turn in turns]
+        sets = [[] if turn is None else turn.kept.sets(turn.hparams, sums[i]) for i, turn in enumerate(turns)]
         for index, (group, turn) in enumerate(zip(groups, turns, strict=True)):
             if turn is not None:
                 fused = in_pass and turn.kept.zeroes
@@ -82,7 +83,7 @@ class Stepper:
                 continue
             with torch.set_grad_enabled(bool(group.get("differentiable"))):
                 for params in _rounds(self._updated(group)):
-                    self._step_group(group, params, self.tables.setdefault(index, {}), sums)
+                    self._step_group(group, params, self.tables.setdefault(index, {}), sums[index])
         if zero_grad:
             with torch.no_grad():
                 for g in (g for column in grads for g in column):
@@ -155,36 +156,24 @@ class Stepper:
         """The parameters of a group that a step updates."""
         return [p for p in group["params"] if p.grad is not None] if self._updates(group) else []
 
-    def _measured(self, turns: list[Turn | None]) -> dict[str, Any]:
-        """What the groups' rules measure of all gradients together."""
-        sums: dict[str, Any] = {}
+    def _measured(self, turns: list[Turn | None]) -> list[dict[str, Any]]:
+        """What each group's rule measures, of all gradients together, or of those of its label."""
         groups = self.optimizer.param_groups
         rules = [
             turn.kept.opt.rule if turn else self.optimizer._pure(g).rule for g, turn in zip(groups, turns, strict=True)
         ]
-        for level in range(max((len(rule.measures) for rule in rules), default=0)):
-            found: dict[str, Any] = {}
-            for group, rule, turn in zip(groups, rules, turns, strict=True):
-                if level < len(rule.measures):
-                    for name, value in self._measured_of(group, turn, level, sums).items():
-                        found[name] = backends.added(found.get(name, 0.0), value)
-            sums |= found
-        return sums
+        labels = [self.optimizer._label(group) for group in groups]
+        return measured_together(
+            rules, labels, lambda i, level, sums: self._measured_of(groups[i], turns[i], level, sums)
+        )
 
     def _measured_of(
-        self, group: Mapping[str, Any], turn: Turn | None, level: int, sums: dict[str, Any]
+        self, group: Mapping[str, Any], turn: Turn | None, level: int, sums: Mapping[str, Any]
     ) -> dict[str, Any]:
         if turn is not None:
             return turn.kept.measure(level, turn.hparams, sums)
-        params = self._updated(group)
         opt = self.optimizer._pure(group)
-        leaves = Leaves(
-            params=params,
-            grads=[p.grad for p in params],
-            slots={},
-            steps=[torch.zeros((), device="cpu")] * len(params),  # no measure knows the time
-            columns=hyper.columns(opt.rule.hparams, self.optimizer._numbers(opt.rule, group)),
-        )
+        leaves = self._leaves(opt, group, self._updated(group))
         with torch.set_grad_enabled(bool(group.get("differentiable"))):
             return measured(opt.rule, tuple(opt.flags.values()), leaves, level, sums, backend=self.optimizer._backend)
 
@@ -192,21 +181,11 @@ class Stepper:
         self, group: dict[str, Any], params: list[Tensor], tables: dict[Hashable, Any], sums: dict[str, Any]
     ) -> None:
         pure = self.optimizer._pure(group)
-        numbers = self.optimizer._numbers(pure.rule, group)
-        slots = pure.rule.slots_for(numbers, pure.flags)
-        scalars = [slot.name for slot in pure.rule.scalars if slot.name in slots]
-        states = [self.optimizer._state_of(p, group, slots) for p in params]
         in_place = not group.get("differentiable")
-        counts = [state["step"] for state in states]
-        skips = "skip" in pure.rule.Coefficients._fields
-        leaves = Leaves(
-            params=params if in_place else [p.clone() for p in params],  # autograd keeps what the step reads
-            grads=[p.grad for p in params],
-            slots={name: [state[name] for state in states] for name in slots if name not in scalars},
-            steps=counts,
-            columns=hyper.columns(pure.rule.hparams, numbers),
-            scalars={name: [state[name] for state in states] for name in scalars},
-        )
+        leaves = self._leaves(pure, group, params)
+        if not in_place:
+            leaves = replace(leaves, params=[p.clone() for p in params])  # autograd keeps what the step reads
+        counts, skips = leaves.steps, "skip" in pure.rule.Coefficients._fields
         new = step(
             pure.rule,
             tuple(pure.flags.values()),
@@ -229,9 +208,24 @@ class Stepper:
                 p.copy_(new.params[i])
             kept = {"step": self.optimizer._counted(counts[i])} if self.optimizer._counts else {}
             kept |= {name: values[i] for name, values in new.slots.items() if values[i] is not None}
-            kept |= {name: states[i][name].copy_(values[i]) for name, values in new.scalars.items()}
+            kept |= {name: leaves.scalars[name][i].copy_(values[i]) for name, values in new.scalars.items()}
             if kept:
                 self.optimizer.state[p].update(kept)
+
+    def _leaves(self, opt: PureOptimizer, group: Mapping[str, Any], params: list[Tensor]) -> Leaves:
+        """Some parameters of a group as they are before the step, and their states, made where there are none yet."""
+        numbers = self.optimizer._numbers(opt.rule, group)
+        slots = opt.rule.slots_for(numbers, opt.flags)
+        scalars = [slot.name for slot in opt.rule.scalars if slot.name in slots]
+        states = [self.optimizer._state_of(p, group, slots) for p in params]
+        return Leaves(
+            params=params,
+            grads=[p.grad for p in params],
+            slots={name: [state[name] for state in states] for name in slots if name not in scalars},
+            steps=[state["step"] for state in states],
+            columns=hyper.columns(opt.rule.hparams, numbers),
+            scalars={name: [state[name] for state in states] for name in scalars},
+        )
 
     def _check(self, group: Mapping[str, Any]) -> None:
         """Raise RuntimeError where a gradient or a state is not as its parameter is, or no kernel can be made for them.

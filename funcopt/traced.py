@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcopt import backends, hyper
+from funcopt import hyper
 from funcopt.declaration import Rule, scalar_dtype
 from funcopt.leaves import Leaves
-from funcopt.step import measured, step
+from funcopt.step import measured, measured_together, step
 from funcopt.transforms.partition import stays
 
 __all__ = ["step_traced", "zero_grad_traced"]
@@ -23,15 +23,13 @@ def step_traced(optimizer: Any) -> None:
     """
     groups = [group for group in optimizer.param_groups if optimizer._rule_of(group) is not stays.rule]
     parts = [_leaves(optimizer, group) for group in groups]
-    sums: dict[str, Any] = {}
-    for level in range(max([0, *(len(rule.measures) for rule, *_ in parts)])):
-        found: dict[str, Any] = {}
-        for rule, flags, leaves in parts:
-            if level < len(rule.measures) and leaves.params:
-                for name, value in measured(rule, flags, leaves, level, sums, backend="eager").items():
-                    found[name] = backends.added(found.get(name, 0.0), value)
-        sums |= found
-    for group, (rule, flags, leaves) in zip(groups, parts, strict=True):
+
+    def measure(i: int, level: int, sums: Mapping[str, Any]) -> dict[str, Any]:
+        rule, flags, leaves = parts[i]
+        return measured(rule, flags, leaves, level, sums, backend="eager") if leaves.params else {}
+
+    together = measured_together([rule for rule, *_ in parts], [optimizer._label(group) for group in groups], measure)
+    for group, (rule, flags, leaves), sums in zip(groups, parts, together, strict=True):
         if not leaves.params:
             continue
         with torch.set_grad_enabled(bool(group.get("differentiable"))):
@@ -69,7 +67,7 @@ def _leaves(optimizer: Any, group: Mapping[str, Any]) -> tuple[Rule, tuple[Any, 
     def column(name: str) -> list[Any]:
         slot = next(slot for slot in rule.slots if slot.name == name)
         return [
-            slot.first(p, numbers, device=step.device) if own.get(name) is None else own[name]
+            slot.first(p.detach(), numbers, device=step.device) if own.get(name) is None else own[name]
             for p, own, step in zip(params, states, steps, strict=True)
         ]
 

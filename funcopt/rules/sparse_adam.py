@@ -54,6 +54,7 @@ sparse_adam = rule(
     update=update,
     complex=False,
     rows=lambda numbers: True,
+    lazy=True,
     doc=__doc__,
     exempt={"rows_are_enough": "moments decay where a gradient is, and nowhere else"},
 )

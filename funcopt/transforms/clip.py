@@ -59,6 +59,7 @@ own_norm = Layer(
     coefficients=lambda max_norm: {"max_norm": max_norm},
     before=clipped,
     elementwise=False,
+    rows=True,
 )
 
 
@@ -101,7 +102,8 @@ def clip_by_value(opt: Any = None, clip_value: float = 1.0, *, prefix: str = "")
 
 def by_unit(p, g, slots, c):
     most, size = c.clipping * maximum(unit_norm(p), c.eps), unit_norm(g)
-    return minimum(most / where(size == 0, 1.0, size), 1.0) * g
+    none = size == 0
+    return where(none, 1.0, minimum(most / where(none, 1.0, size), 1.0)) * g
 
 
 def unit_norm(x):

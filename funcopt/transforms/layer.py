@@ -33,8 +33,10 @@ class Layer:
         time: `(t, **hparams) -> t`, the number of the step as the optimizer inside sees it.
         takes: what `coefficients` takes too: "t", and numbers of the optimizer inside, such as "lr".
         elementwise: whether these are functions of elements; if not, of whole tensors, and run by torch everywhere.
+        rows: whether functions of whole tensors make the same of those rows alone that a sparse gradient has.
         complex: whether parameters may be complex.
-        ascent: an optimizer that goes uphill to where the gradient is to be taken; its numbers are the layer's.
+        ascent: from a scope, see `layered`, to an optimizer that goes uphill to where the gradient is to be taken; its
+            numbers are the layer's.
     """
 
     name: str
@@ -48,8 +50,9 @@ class Layer:
     time: Callable[..., Any] | None = None
     takes: tuple[str, ...] = ()
     elementwise: bool = True
+    rows: bool = False
     complex: bool = True
-    ascent: PureOptimizer | None = None
+    ascent: Callable[[str], PureOptimizer] | None = None
 
     def __post_init__(self) -> None:
         LAYERS[self.name] = self
@@ -58,13 +61,14 @@ class Layer:
 LAYERS: dict[str, Layer] = {}  # by name, for pickle
 
 
-def layered(opt: Any, layer: Layer, prefix: str = "", **defaults: float) -> Any:
+def layered(opt: Any, layer: Layer, prefix: str = "", scope: str = "", **defaults: Any) -> Any:
     """The pure optimizer with a layer around it; around each part of one that has parts.
 
     Args:
         opt: the optimizer; None for the function that puts the layer around one.
         layer: what goes around it.
         prefix: put before the names of the layer's numbers and slots, to tell them from others of the same name.
+        scope: what names of measures begin with that are of all parts together; left out, they are the optimizer's own.
         **defaults: the layer's numbers, where hparams do not give them.
 
     Raises:
@@ -74,26 +78,35 @@ def layered(opt: Any, layer: Layer, prefix: str = "", **defaults: float) -> Any:
     if not isinstance(prefix, str) or not (prefix + "x").isidentifier():
         raise TypeError(f"{layer.name}: prefix is the beginning of a name, such as 'outer_'; got {prefix!r}")
     numbers = hyper.validate(layer.name, layer.hparams, defaults)
+    for name in defaults:
+        if not isinstance(numbers[name], float):
+            raise TypeError(
+                f"{layer.name}: {name} is a {type(numbers[name]).__name__}; a transform is called with floats, which "
+                f"opt.hparams({prefix}{name}=…) overrules by tensors, schedules and trees"
+            )
     if opt is None:
         return functools.partial(layered, layer=layer, prefix=prefix, **defaults)
     if callable(parts := getattr(opt, "around", None)):
-        return parts(lambda part: layered(part, layer, prefix, **defaults), [prefix + name for name in layer.hparams])
+        shared = [prefix + name for name in layer.hparams]
+        return parts(lambda part, scope: layered(part, layer, prefix, scope, **defaults), shared)
     if not isinstance(opt, PureOptimizer):
         raise TypeError(f"{layer.name} takes a pure optimizer, such as funcopt.adamw(); got a {type(opt).__name__}")
     for name in layer.takes:
         if name != "t" and name not in opt.rule.hparams:
             raise TypeError(f"{layer.name} needs an optimizer with {name!r}; {opt.rule.name} has none")
-    return replace(opt, rule=_rule(opt.rule, layer, prefix, tuple((name, numbers[name]) for name in defaults)))
+    if layer.ascent is not None and opt.rule.ascent is not None:
+        raise TypeError(f"{layer.name}: {opt.rule.name} takes its gradients at another point already; once is enough")
+    return replace(opt, rule=_rule(opt.rule, layer, prefix, scope, tuple((name, numbers[name]) for name in defaults)))
 
 
 @functools.lru_cache(maxsize=1024)
-def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, float], ...]) -> Rule:
+def _rule(inner: Rule, layer: Layer, prefix: str, scope: str, defaults: tuple[tuple[str, float], ...]) -> Rule:
     """The rule with the layer around it: the same for the same arguments, so that its kernels are compiled once."""
     given = dict(defaults)
     numbers = {prefix + n: replace(part, default=given.get(n, part.default)) for n, part in layer.hparams.items()}
     slots = tuple(replace(slot, name=prefix + slot.name) for slot in layer.slots)
     _check_names(inner, layer, [*numbers, *(slot.name for slot in slots)])
-    own = f"layer{inner.layers + 1}_"  # what the layer's measures and coefficients are called among the others
+    own = scope or f"layer{inner.layers + 1}_"  # what the layer's measures and coefficients are called among the others
     measured = {own + name: Measure(summand) for name, summand in layer.measures.items()}
     first, count, flags = len(inner.tensors), len(inner.tensors) + len(slots), list(inner.flags)
 
@@ -113,13 +126,22 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
     def of(c: Any) -> Any:
         return Own(*[getattr(c, own + name) for name in fields])
 
-    def before(p: Any, g: Any, slots: tuple[Any, ...], c: Any) -> Any:
-        return g if layer.before is None else layer.before(p, g, slots[first:count], of(c))
+    def seen(p: Any, g: Any, slots: tuple[Any, ...], scalars: Any) -> tuple[Any, Any]:
+        """The parameter and the gradient as the optimizer inside sees them."""
+        g = g if layer.before is None else layer.before(p, g, slots[first:count], scalars)
+        return (p if layer.weights is None else layer.weights(p, scalars)), g
+
+    def measured_of(p: Any, g: Any, slots: tuple[Any, ...], c: Any) -> tuple[Any, Any]:
+        """The same for what it measures: where it is held it sees no gradient, but what is not finite shows early."""
+        scalars = of(c)
+        p, g = seen(p, g, slots, scalars)
+        return p, ((1 - scalars.hold) * g if "hold" in fields else g)
 
     def update(p: Any, g: Any, *rest: Any) -> Any:
         inside, mine, (c, *chosen) = rest[:first], rest[first:count], rest[count:]
-        scalars, g = of(c), before(p, g, rest, c)
-        new_p, new = inner.update(p if layer.weights is None else layer.weights(p, scalars), g, *inside, c, *chosen)
+        scalars = of(c)
+        seen_p, g = seen(p, g, rest, scalars)
+        new_p, new = inner.update(seen_p, g, *inside, c, *chosen)
         if "hold" in fields:
             held = scalars.hold != 0
             old = [slot for slot in inside if slot is not None]
@@ -129,7 +151,7 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
         new_p, changed = layer.after(p, g, new_p, mine, scalars, dict(zip(flags, chosen, strict=True)))
         return new_p, (*new, *changed)
 
-    levels = tuple({n: m.after(before) for n, m in level.items()} for level in inner.measures)
+    levels = tuple({n: m.after(measured_of) for n, m in level.items()} for level in inner.measures)
     if measured and layer.before is None and levels:
         levels = ({**measured, **levels[0]}, *levels[1:])  # what changes no gradient is measured with what comes next
     elif measured:
@@ -152,10 +174,9 @@ def _rule(inner: Rule, layer: Layer, prefix: str, defaults: tuple[tuple[str, flo
         layers=inner.layers + 1,
         elementwise=inner.elementwise and layer.elementwise,
         complex=inner.complex and layer.complex,
-        # What a layer does to a parameter it does to those elements too that have no gradient.
-        rows=inner.rows and (inner.rows if layer.elementwise and not (layer.weights or layer.after) else _never),
-        made=(_again, (inner, layer.name, prefix, defaults)),
-        ascent=inner.ascent if layer.ascent is None else (layer.ascent, prefix),
+        rows=_rows(inner, layer),
+        made=(_again, (inner, layer.name, prefix, scope, defaults)),
+        ascent=inner.ascent if layer.ascent is None else (layer.ascent(scope), prefix),
     )
 
 
@@ -169,9 +190,16 @@ def _check_names(inner: Rule, layer: Layer, names: list[str]) -> None:
             )
 
 
+def _rows(inner: Rule, layer: Layer) -> Callable[[Mapping[str, Any]], bool] | None:
+    """Of a sparse gradient the rows, where those are all there is to do; else zeros too, where they do the same."""
+    if (layer.elementwise or layer.rows) and not (layer.weights or layer.after):
+        return inner.rows
+    return None if inner.rows is None or inner.lazy else _never
+
+
 def _never(numbers: Mapping[str, Any]) -> bool:
     return False
 
 
-def _again(inner: Rule, layer: str, prefix: str, defaults: tuple[tuple[str, float], ...]) -> Rule:
-    return _rule(inner, LAYERS[layer], prefix, defaults)
+def _again(inner: Rule, layer: str, prefix: str, scope: str, defaults: tuple[tuple[str, float], ...]) -> Rule:
+    return _rule(inner, LAYERS[layer], prefix, scope, defaults)

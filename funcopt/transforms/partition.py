@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from funcopt import hyper, tree
-from funcopt.core import PureOptimizer, State, Tree, distinct
+from funcopt.core import PureOptimizer, State, Tree, at_the_top, step_together
 from funcopt.factory import rule
 from funcopt.leaves import Leaves
-from funcopt.step import measured, step
 
 __all__ = ["Partition", "freeze", "masked", "no_decay", "partition", "stays"]
 
@@ -20,7 +19,7 @@ __all__ = ["Partition", "freeze", "masked", "no_decay", "partition", "stays"]
 stays = rule("stays", hparams={}, coefficients=lambda t: {}, update=lambda p, g, c: (p, ()))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class Partition:
     """Pure optimizers, each for the parameters of its label; used as a `PureOptimizer`, by `hparams`, `init` and calls.
 
@@ -30,7 +29,22 @@ class Partition:
 
     parts: Mapping[str, PureOptimizer | None]
     labels: Any
-    shared: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()  # the numbers of transforms around it
+    layers: int = 0  # how many these are
+
+    def __post_init__(self) -> None:
+        owners: dict[str, tuple[str | None, str]] = {}
+        for label, opt in self.active.items():
+            for name in opt.rule.hparams:
+                called, owner = self.called(label, name), (None if name in self.shared else label, name)
+                if owners.setdefault(called, owner) != owner:
+                    both = " and ".join(
+                        f"{n!r} of {f'label {own!r}' if own else 'all'}" for own, n in (owners[called], owner)
+                    )
+                    raise TypeError(f"partition: {both} would both be called {called!r}; change a label or a prefix")
+
+    def __hash__(self) -> int:
+        return hash((*self.parts.items(), *self.shared))
 
     def __repr__(self) -> str:
         return f"funcopt.partition({dict(self.parts)!r}, {self.labels!r})"
@@ -44,14 +58,26 @@ class Partition:
         """What a number of a part is called."""
         return name if name in self.shared or len(self.active) == 1 else f"{label}_{name}"
 
-    def around(self, transform: Callable[[PureOptimizer], PureOptimizer], shared: Sequence[str]) -> "Partition":
-        """The partition of optimizers with a transform around each, whose numbers they share."""
-        parts = {label: None if opt is None else transform(opt) for label, opt in self.parts.items()}
-        return replace(self, parts=parts, shared=(*self.shared, *shared))
+    def around(self, transform: Callable[[PureOptimizer, str], PureOptimizer], shared: Sequence[str]) -> "Partition":
+        """The partition of optimizers with a transform around each, whose numbers and measures they share.
+
+        Args:
+            transform: of an optimizer, and of what names of measures begin with that are of all parts together.
+            shared: the names of its numbers.
+        """
+        scope = f"shared{self.layers + 1}_"
+        parts = {label: None if opt is None else transform(opt, scope) for label, opt in self.parts.items()}
+        return replace(self, parts=parts, shared=(*self.shared, *shared), layers=self.layers + 1)
+
+    @property
+    def numbers(self) -> list[str]:
+        """What all numbers are called."""
+        called = (self.called(label, name) for label, opt in self.active.items() for name in opt.rule.hparams)
+        return list(dict.fromkeys(called))
 
     def hparams(self, **numbers: Any) -> dict[str, Any]:
         """The hyperparameters as a plain dict: those given, by label and name, and the defaults for the rest."""
-        known = {self.called(label, name): None for label, opt in self.active.items() for name in opt.rule.hparams}
+        known = self.numbers
         for name in numbers:
             if name not in known:
                 raise TypeError(f"the partition has no hyperparameter {name!r}; {hyper.suggest(name, known)}")
@@ -88,34 +114,48 @@ class Partition:
     def __call__(
         self, params: Tree, grads: Tree, state: State, hparams: Mapping[str, Any], *, donate: bool = False
     ) -> tuple[Tree, State]:
-        """One step, see `PureOptimizer.__call__`: what is measured is measured of all parts together."""
+        """One step, see `PureOptimizer.__call__`."""
+        known = self.numbers
+        for name in hparams:
+            if name not in known:
+                raise ValueError(f"hparams[{name!r}] is unknown; {hyper.suggest(name, known)}")
+        if any(opt.rule.ascent is not None for opt in self.active.values()):
+            grads = at_the_top(self, params, grads, hparams)
         leaves, spec = tree.flatten(params)
         flat = {name: tree.flatten_like(t, params, spec, f"state[{name!r}]") for name, t in state.items()}
         gs = tree.flatten_like(grads, params, spec, "grads")
-        work: list[tuple[PureOptimizer, list[int], Leaves]] = []
-        for label, members in self.members(params).items():
-            opt = self.parts[label]
-            if opt is not None and members:
-                numbers = self._numbers(label, opt, hparams)
+        opts: list[PureOptimizer] = []
+        labels: list[str] = []
+        parts: list[Leaves] = []
+        members = self.members(params)
+        for label, opt in self.active.items():
+            numbers = self._numbers(label, opt, hparams)
+            if members[label]:
                 needed = ["step", *opt.rule.slots_for(numbers, opt.flags)]
-                given = [n for n, column in flat.items() if n in needed or any(column[i] is not None for i in members)]
-                own = {name: _only(flat[name], members, spec) for name in given}
-                parts = (_only(leaves, members, spec), _only(gs, members, spec), own, numbers)
-                work.append((opt, members, opt.leaves(*parts)[0]))
-        sums: dict[str, Any] = {}
-        for level in range(max((len(opt.rule.measures) for opt, *_ in work), default=0)):
-            sums |= _together(work, level, sums)
-        donate = donate and distinct([own for *_, own in work])
+                given = [n for n in flat if n in needed or any(flat[n][i] is not None for i in members[label])]
+                own = {name: _only(flat[name], members[label], spec) for name in given}
+                tensors = (_only(leaves, members[label], spec), _only(gs, members[label], spec))
+                opts, labels = [*opts, opt], [*labels, label]
+                parts.append(opt.leaves(*tensors, own, numbers)[0])
         new, columns = list(leaves), {name: list(column) for name, column in flat.items()}
-        for opt, members, part in work:
-            after = step(
-                opt.rule, tuple(opt.flags.values()), part, backend=opt.backend, donate=donate, sums=sums or None
-            )
-            for k, i in enumerate(members):
+        for label, after in zip(labels, step_together(opts, labels, parts, donate=donate), strict=True):
+            for k, i in enumerate(members[label]):
                 new[i] = after.params[k]
                 for name, column in {"step": after.steps, **after.slots, **after.scalars}.items():
                     columns[name][i] = column[k]
         return tree.unflatten(new, spec), {name: tree.unflatten(column, spec) for name, column in columns.items()}
+
+    def ascent(self, hparams: Mapping[str, Any]) -> tuple["Partition", dict[str, Any]]:
+        """What leads to the point at which gradients are to be taken, and its numbers of these."""
+        found = {
+            label: opt.ascent(self._numbers(label, opt, hparams))
+            for label, opt in self.active.items()
+            if opt.rule.ascent is not None
+        }
+        uphill = Partition({label: found[label][0] if label in found else None for label in self.parts}, self.labels)
+        return uphill, {
+            uphill.called(label, name): value for label, (_, own) in found.items() for name, value in own.items()
+        }
 
     def members(self, params: Tree) -> dict[str, list[int]]:
         """The places of the leaves of each label; ValueError for a label that there is not."""
@@ -142,22 +182,13 @@ def _only(leaves: list[Any], members: list[int], spec: tree.Spec) -> Tree:
     return tree.unflatten([leaf if i in kept else () for i, leaf in enumerate(leaves)], spec)
 
 
-def _together(work: list[tuple[PureOptimizer, list[int], Leaves]], level: int, sums: dict[str, Any]) -> dict[str, Any]:
-    """What the parts measure at a level, of all gradients."""
-    found: dict[str, Any] = {}
-    for opt, _, own in work:
-        if level < len(opt.rule.measures):
-            values = measured(opt.rule, tuple(opt.flags.values()), own, level, sums, backend=opt.backend)
-            for name, value in values.items():
-                found[name] = found[name] + value if name in found else value
-    return found
-
-
 def partition(optimizers: Mapping[str, Any], labels: Any) -> Partition:
     """Different optimizers for different parameters.
 
         opt = funcopt.partition({"matrix": funcopt.muon(), "rest": funcopt.adamw()}, labels)
         hparams = opt.hparams(matrix_lr=0.02, rest_lr=3e-4)
+
+    A transform around the partition sees all gradients together, one around a part those of the part.
 
     Args:
         optimizers: the pure optimizer of each label, None for parameters that stay as they are. A label is a name,
@@ -167,7 +198,7 @@ def partition(optimizers: Mapping[str, Any], labels: Any) -> Partition:
             label.
 
     Raises:
-        TypeError: no optimizers, or a label that is no name.
+        TypeError: no optimizers, a label that is no name, or two numbers of one name.
     """
     if not isinstance(optimizers, Mapping) or not optimizers:
         raise TypeError(f"partition takes a dict from labels to pure optimizers; got {optimizers!r}")
@@ -207,13 +238,23 @@ def freeze(opt: PureOptimizer, frozen: Any) -> Partition:
 
 
 def _masked(opt: PureOptimizer, mask: Any, taken: bool) -> Partition:
-    names = {taken: "updated", not taken: "frozen"}
+    labels = _Labels(mask, taken)
+    return partition({"updated": opt, "frozen": None}, labels if callable(mask) else labels.of(mask))
 
-    def named(value: Any) -> Any:
-        return names.get(value, value) if isinstance(value, bool) else value
 
-    labels = (lambda params: tree.map(named, mask(params))) if callable(mask) else tree.map(named, mask)
-    return partition({"updated": opt, "frozen": None}, labels)
+@dataclass(frozen=True)
+class _Labels:
+    """The labels that a mask gives."""
+
+    mask: Any
+    taken: bool
+
+    def __call__(self, params: Tree) -> Tree:
+        return self.of(self.mask(params))
+
+    def of(self, mask: Tree) -> Tree:
+        names = {self.taken: "updated", not self.taken: "frozen"}
+        return tree.map(lambda value: names[value] if isinstance(value, bool) else value, mask)
 
 
 def no_decay(model: torch.nn.Module, **decayed: Any) -> list[dict[str, Any]]:

@@ -28,13 +28,14 @@ uphill = rule(
     coefficients=lambda t, rho: {"rho": rho},
     update=lambda p, g, c, maximize: (p - c.rho * g if maximize else p + c.rho * g, ()),
     flags={"maximize": False},
+    rows=lambda numbers: True,
 )
 
 layer = Layer(
     "sam",
     hparams={"rho": nonnegative(0.05, "rho value")},
     coefficients=lambda rho: {},
-    ascent=layered(uphill(), normalized),
+    ascent=lambda scope: layered(uphill(), normalized, scope=scope),
 )
 
 
