@@ -285,3 +285,12 @@ def test_forward_mode_of_plain_autograd():
         new, _ = opt(p, g, opt.init(p), opt.hparams(lr=lr))
         tangent = fwd.unpack_dual(new).tangent
     torch.testing.assert_close(tangent, -g.sign(), rtol=1e-6, atol=0)  # Adam's first step is lr·sign(g), but for eps
+
+
+def test_what_radam_leaves_out_costs_no_derivative():
+    # Without eps the adaptive step of a gradient of 0 is 0/0; in the first steps it is not taken.
+    opt, params = funcopt.radam(), {"w": torch.ones(3, requires_grad=True)}
+    hparams = opt.hparams(lr=0.1, eps=0.0)
+    new, state = opt(params, {"w": 0 * params["w"]}, opt.init(params), hparams)
+    [slope] = torch.autograd.grad(new["w"].sum() + state["exp_avg_sq"]["w"].sum(), params["w"])
+    assert torch.equal(slope, torch.ones(3))

@@ -289,7 +289,6 @@ RADAM = mutants(
     ("one step more", "2 * t * (1 - bias2) / bias2", "2 * (t + 1) * (1 - bias2) / bias2"),
     ("the longest length longer", "2 / (1 - beta2) - 1", "2 / (1 - beta2)"),
     ("eps after the correction", '"eps": eps', '"eps": eps * sqrt(bias2)'),
-    ("a denominator of 0", "m / where(denominator == 0, 1.0, denominator)", "m / denominator"),
 )
 
 LARGEST = "u = maximum(c.beta2 * u, abs(g) + c.eps)"
@@ -374,8 +373,8 @@ ASGD = mutants(
         "the mean of the weights before",
         "g = g + c.weight_decay * p",
         "old = p\ng = g + c.weight_decay * p",
-        "(p - a)",
-        "(old - a)",
+        "c.share * (p - a)",
+        "c.share * (old - a)",
     ),
     ("decay by lr", '"decay": 1 - lambd * eta', '"decay": 1 - lambd * lr'),
     ("a rate that begins with 0", 'Slot("eta", init="lr", scalar=True)', 'Slot("eta", scalar=True)'),

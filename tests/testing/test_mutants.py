@@ -18,7 +18,7 @@ TRIED = sorted((law for name, law in reversed(laws.LAWS.items()) if name not in 
 # A mutant gets every law on a few cases first: most are caught at once, by some law.
 EXAMPLES = (4, 12, 36, 108)
 
-REFUSED = 24
+REFUSED = 25
 
 caught: dict[str, str | None] = {}
 
