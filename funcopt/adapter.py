@@ -1,4 +1,4 @@
-"""The adapter: a `torch.optim.Optimizer` over pure optimizers, and `from_pure`, which makes such a class of any rule.
+"""The adapter: a `torch.optim.Optimizer` over pure optimizers.
 
 State, param_groups and state_dicts have torch.optim's keys, shapes and dtypes; `funcopt.optim` has the classes that
 torch.optim has too.
@@ -40,8 +40,8 @@ class Adapter(torch.optim.Optimizer):
     """What the classes of `funcopt.optim` and of `from_pure` share: a `torch.optim.Optimizer` over pure optimizers.
 
     A group holds its rule's numbers and flags, and torch.optim's switches: `capturable` keeps step counts on the
-    device, `differentiable` lets autograd through the step; `foreach` and `fused` choose among implementations that
-    this library does not have, and change nothing.
+    device, as `fused` does; `differentiable` lets autograd through the step. What else `foreach` and `fused` choose is
+    among implementations that this library does not have, and changes nothing.
     """
 
     # GradScaler may leave it to the step to unscale gradients, and to do nothing where one is not finite.
@@ -145,6 +145,8 @@ class Adapter(torch.optim.Optimizer):
                 return value
             if value.numel() != 1:
                 raise ValueError(f"Tensor {name} must be 1-element; got one of shape {tuple(value.shape)}")
+            if not value.is_floating_point() and not value.is_complex():
+                value = value.to(torch.get_default_dtype())
             return value.reshape(()) if value.dim() else value
 
         return {name: scalar(name, group[name] if name in group else self._of_scaler(name)) for name in rule.hparams}

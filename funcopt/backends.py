@@ -348,7 +348,8 @@ def _is_written(
         equation = written(update, flags, present, fields, matrix)
     except Exception:  # it uses more than the op table, as it may
         return False
-    over = {operation for result in equation.results for operation in operations(result)}
+    found = {operation for result in equation.results for operation in operations(result)}
+    over = {operation.replace("size", "total") for operation in found}
     return "total_units" not in over or not over & {"total_rows", "total_columns"}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from funcopt import hyper
@@ -15,6 +16,10 @@ from funcopt.declaration import Rule
 from funcopt.transforms.partition import Partition, stays
 
 __all__ = ["from_pure"]
+
+
+# What schedulers of torch.optim change beside `lr`, in every group, where the optimizer's defaults have it.
+_CYCLED = ("betas", "momentum")
 
 
 def from_pure(opt: PureOptimizer | Partition, name: str | None = None) -> type[Adapter]:
@@ -87,6 +92,11 @@ class Parted(Adapter):
 
     _partition: ClassVar[Partition]
 
+    def _begin(self, given: Mapping[str, Any]) -> None:
+        own = [opt.hparams() for opt in self._partition.active.values()]
+        cycled = {name: own[0][name] for name in _CYCLED if own and all(name in numbers for numbers in own)}
+        super()._begin({**cycled, **given})
+
     def _rule_of(self, group: Mapping[str, Any]) -> Rule:
         return (self._partition.parts[group["label"]] or stays()).rule
 
@@ -108,12 +118,10 @@ class Parted(Adapter):
         Raises:
             TypeError, ValueError: a label, a number or a parameter that does not fit; the optimizer is then as it was.
         """
-        if not isinstance(param_group, dict) or "params" not in param_group:
-            super().add_param_group(param_group)  # which refuses it
+        given = param_group.get("params") if isinstance(param_group, dict) else None
+        if given is None or isinstance(given, set):
+            torch.optim.Optimizer.add_param_group(self, param_group)  # which refuses it
             return
-        given = param_group["params"]
-        if isinstance(given, set):
-            super().add_param_group(param_group)
         given = [given] if isinstance(given, Tensor) else list(given)
         named = bool(given) and all(isinstance(p, tuple) and len(p) == 2 for p in given)
         labelled: Any = dict(given) if named else given
@@ -137,7 +145,8 @@ class Parted(Adapter):
         opt = self._partition.parts[label] or stays()
         values = {**self.defaults, **group}
         numbers = {name: values[self._partition.called(label, name)] for name in opt.rule.hparams}
-        numbers = numbers or {"lr": 0.0}  # which schedulers want to find in every group
+        if not numbers:  # what schedulers want to find in every group
+            numbers = {"lr": 0.0, **{name: self.defaults[name] for name in _CYCLED if name in self.defaults}}
         known = {name for part in self._partition.active.values() for name in (*part.rule.hparams, *part.flags)}
         known = known.union(self._partition.numbers) - {*opt.rule.hparams, *opt.flags}
         rest = {name: value for name, value in group.items() if name not in known}

@@ -127,8 +127,9 @@ class PureOptimizer:
                 subtree. Some optimizers take sparse gradients.
             state: from `init` or an earlier step.
             hparams: from `self.hparams`; see there.
-            donate: give up params and the slots of the state: the step may write its results into them. Ignored where a
-                derivative is wanted, inside torch.func transforms, and where two of them share memory.
+            donate: give up params and the slots of the state: the step may write its results into them. What a step
+                before left alone, for want of a gradient or as a whole, is still the tensor that it was given. Ignored
+                where a derivative is wanted, inside torch.func transforms, and where two of them share memory.
 
         Raises:
             ValueError, TypeError: a structure, shape, dtype or device that does not fit, naming the leaf by its path.
@@ -315,4 +316,4 @@ def distinct(parts: Sequence[Leaves]) -> bool:
     tensors = [*written, *read.values()]
     if observed.wrapped(*tensors):
         return len({id(t) for t in written}) == len(written)
-    return memory.apart(tensors)
+    return memory.apart(tensors) and not any(map(memory.folded, written))

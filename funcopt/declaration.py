@@ -160,7 +160,9 @@ class Rule:
     doc: str | None
     exempt: Mapping[str, str]  # the laws of funcopt.testing that it need not keep, each with the reason
     choices: Mapping[str, Choice] = field(default_factory=dict)  # of the flags those that are no bools
-    elementwise: bool = True  # whether `update` is of one element: what is not is run by torch everywhere
+    elementwise: bool = (
+        True  # whether `update` is of one element: sums over tensors are compiled for the CPU, all else is run by torch
+    )
     complex: bool = True  # whether it takes complex parameters, as pairs of reals
     check_param: Callable[[Tensor], str | None] | None = None  # what is wrong with a parameter, if anything is
     # Whether, with these numbers, what has no gradient stays as it is, so that of a sparse gradient the rows are all

@@ -100,9 +100,11 @@ def load_pure(optimizer: Any, params: Tree, state: State) -> None:
                 continue
             if counts[i] == 0:
                 optimizer.state.pop(p, None)
-                continue
             before = optimizer._state_of(p, groups[i], kept[i])
             new_state = {name: slots[name][i] for name in kept[i] if slots[name][i] is not None}
+            begun = any(not torch.equal(before[n], value.to(before[n])) for n, value in new_state.items())
+            if counts[i] == 0 and not begun:
+                continue  # as before the first step, when there is nothing yet
             new_state = {name: before[name].copy_(value) for name, value in new_state.items()}
             if optimizer._counts:
                 new_state["step"] = optimizer._counted(before["step"].copy_(counts[i]))

@@ -55,7 +55,7 @@ def rule(
         doc: the factory's docstring.
         exempt: laws of `funcopt.testing` that the algorithm does not keep, each with the reason.
         elementwise: whether `update` is an equation of one element. If not, it is a function of whole tensors, may use
-            all of torch, and is run by torch everywhere.
+            all of torch; one of operators and sums of `funcopt.ops` is compiled for the CPU, all else is run by torch.
         complex: whether parameters may be complex; they are taken as pairs of reals.
         rows: `hparams -> bool`, whether with these numbers elements without a gradient, and their slots, stay as they
             are; of a sparse gradient the equation then sees those elements that are there. If not, it sees zeros for

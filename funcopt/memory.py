@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["apart"]
+__all__ = ["apart", "folded"]
 
 
 def apart(tensors: Sequence[Tensor]) -> bool:
@@ -15,6 +15,11 @@ def apart(tensors: Sequence[Tensor]) -> bool:
     ends = [start + _extent(t) for start, t in zip(starts, tensors, strict=True)]
     # None overlaps another where each ends, the first to end first, before the next begins.
     return all(map(operator.le, sorted(ends), sorted(starts)[1:]))
+
+
+def folded(t: Tensor) -> bool:
+    """Whether elements of a dense tensor share memory, as after `expand`: it cannot be written to then."""
+    return not t.is_contiguous() and any(n > 1 and step == 0 for n, step in zip(t.shape, t.stride(), strict=True))
 
 
 def _extent(t: Tensor) -> int:

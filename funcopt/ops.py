@@ -137,8 +137,10 @@ def arithmetic(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _dimensions(x: Tensor, over: str) -> tuple[int, ...]:
-    """The dimensions of torch that a sum goes over."""
-    return {"rows": (-1,), "columns": (-2,), "units": tuple(range(1, x.dim())), "all": tuple(range(x.dim()))}[over]
+    """The dimensions of torch that a sum goes over, of those that there are."""
+    n = x.dim()
+    dims = {"rows": range(n - 1, n), "columns": range(n - 2, n - 1), "units": range(1, n), "all": range(n)}[over]
+    return tuple([dim for dim in dims if dim >= 0])  # a tracer takes no generator
 
 
 def total(x: Number, over: str = "all") -> Number:
@@ -152,13 +154,14 @@ def total(x: Number, over: str = "all") -> Number:
     wide = x.dtype if x.device.type == "mps" else torch.float64
     if over == "all":
         return x.sum(dtype=wide).to(x.dtype)
-    return x.sum(_dimensions(x, over), keepdim=True, dtype=wide).to(x.dtype)
+    dimensions = _dimensions(x, over)
+    return x.sum(dimensions, keepdim=True, dtype=wide).to(x.dtype) if dimensions else x
 
 
 def size(x: Number, over: str = "all") -> Number:
-    """How many elements `total` sums, but 1 where there is none."""
+    """How many elements `total` sums of x, but 1 where there is none."""
     if isinstance(x, Expression):
-        return Expression("name", f"size_{over}", scalar=False)
+        return Expression(f"size_{over}", x)
     return float(max(1, math.prod([x.shape[dim] for dim in _dimensions(x, over)])))  # a tracer takes no generator
 
 

@@ -82,18 +82,7 @@ def _step(
     sets, rows = _coefficients(rule, leaves, active, tracing, sums)
     if backends.skipped(sets):
         return leaves
-    work = backends.Work(
-        update=rule.equation,
-        flags=flags,
-        params=[leaves.params[i] for i in active],
-        grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
-        slots=[[values[i] for i in active] for values in leaves.slots.values()],
-        present=tuple(slot.name in leaves.slots for slot in rule.tensors),
-        coefficients=sets,
-        rows=rows,
-        donate=donate,
-        elementwise=rule.elementwise,
-    )
+    work = _work(rule, flags, leaves, active, sets, rows, donate)
     params, slots = backends.run(work, backend, traced=observed.traced(), differentiated=differentiated, tables=tables)
     return replace(
         leaves,
@@ -153,21 +142,34 @@ def _measured(
     differentiated = not tracing and observed.differentiated(_tensors(leaves))
     with contextlib.nullcontext() if differentiated or tracing else torch.no_grad():
         sets, rows = _coefficients(rule, leaves, active, tracing, sums)
-        work = backends.Work(
-            update=rule.equation,
-            flags=flags,
-            params=[leaves.params[i] for i in active],
-            grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
-            slots=[[values[i] for i in active] for values in leaves.slots.values()],
-            present=tuple(slot.name in leaves.slots for slot in rule.tensors),
-            coefficients=sets,
-            rows=rows,
-            donate=False,
-            elementwise=rule.elementwise,
-        )
+        work = _work(rule, flags, leaves, active, sets, rows, donate=False)
         return backends.measure(
             work, rule.measures[level], backend, traced=observed.traced(), differentiated=differentiated
         )
+
+
+def _work(
+    rule: Rule,
+    flags: tuple[Any, ...],
+    leaves: Leaves,
+    active: list[int],
+    sets: list[tuple[Any, ...]],
+    rows: list[int],
+    donate: bool,
+) -> backends.Work:
+    """What a backend is to do with the active leaves."""
+    return backends.Work(
+        update=rule.equation,
+        flags=flags,
+        params=[leaves.params[i] for i in active],
+        grads=[leaves.grads[i] for i in active],  # type: ignore[misc]
+        slots=[[values[i] for i in active] for values in leaves.slots.values()],
+        present=tuple(slot.name in leaves.slots for slot in rule.tensors),
+        coefficients=sets,
+        rows=rows,
+        donate=donate,
+        elementwise=rule.elementwise,
+    )
 
 
 def _numbers(leaves: Leaves) -> Leaves:

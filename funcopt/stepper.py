@@ -228,19 +228,34 @@ class Stepper:
         )
 
     def _check(self, group: Mapping[str, Any]) -> None:
-        """Raise RuntimeError where a gradient or a state is not as its parameter is, or no kernel can be made for them.
+        """Raise RuntimeError where a gradient or a state is not as its parameter is, or no kernel can be made for them;
+        KeyError where a state is there in part. What a flag, a number or a transform adds may be missing.
 
         Nothing is changed by then.
         """
         rule, slots = self.optimizer._rule_of(group), self.optimizer._slots(group)
         params = self._updated(group)
         shaped = {slot.name: slot for slot in rule.tensors if slot.name in slots}
+        always = [] if rule.layers else [slot for slot in rule.slots if slot.when is None]
+        counted = self.optimizer._counts and not rule.layers
         for p in params:
             self._check_kind(group, p)
+            if memory.folded(p):
+                raise RuntimeError(
+                    f"parameter {self._name(group, p)} cannot be updated: elements of it share memory, as those of "
+                    "a tensor that was expanded do; make it contiguous"
+                )
             assert p.grad is not None
             if not _fits(p.grad, p, tuple(p.shape)) and not (_sparse(p.grad) and p.grad.shape == p.shape):
                 raise RuntimeError(self._misfit(group, p, "grad", p.grad))
             own = self.optimizer.state.get(p, {})
+            needed = [*(["step"] if counted else []), *(slot.name for slot in always if slot.shape_for(p) is not None)]
+            if own and (lost := [name for name in needed if name not in own]):
+                raise KeyError(
+                    f"parameter {self._name(group, p)} cannot be updated: its state has no {', '.join(lost)}, but "
+                    f"{', '.join(map(str, own))}; load a whole state_dict, or begin anew with a parameter whose state "
+                    "is empty"
+                )
             for name, slot in shaped.items():
                 if own.get(name) is not None and not _fits(own[name], p, slot.shape_for(p)):
                     raise RuntimeError(self._misfit(group, p, name, own[name]))
@@ -270,7 +285,7 @@ class Stepper:
         if rule.rows is None:
             raise RuntimeError(
                 f"{name} does not support sparse gradients; parameter {self._name(group, p)} has one: consider "
-                "SparseAdam, SGD or Adagrad, or make it dense"
+                "SparseAdam, SGD or Adagrad, without transforms that need all elements, or make it dense"
             )
         if _as_float("weight_decay", self.optimizer._numbers(rule, group).get("weight_decay", 0.0)) != 0:
             raise RuntimeError(

@@ -175,9 +175,10 @@ class TrainState:
         """The state on another device, in another dtype, or both: `to("cuda")`, `to(torch.float64)`, `to(0, dtype)`.
 
         As by `nn.Module.to`, floating-point tensors are cast, the optimizer's slots too, and all are moved. No module
-        is asked: where one keeps a dtype, as RunningMeanStd does, cast the model before `create`. Step counts keep
-        their dtype, and stay on the CPU where they are there: counts that a CUDA graph may capture are made on the
-        device, by `create(model, opt, capturable=True)` with the model there.
+        is asked: where one keeps a dtype, as RunningMeanStd does, cast the model before `create`. Step counts, and
+        slots that are one number for a parameter, as NAdam's `mu_product`, keep their dtype, and stay on the CPU where
+        they are there: counts that a CUDA graph may capture are made on the device, by
+        `create(model, opt, capturable=True)` with the model there.
 
         Args:
             device: where to, or the dtype.
@@ -203,10 +204,20 @@ class TrainState:
         def moved_state(state: Any) -> Any:
             if not isinstance(state, Mapping):
                 return _each(moved, state)
-            return {name: _each(moved_count if name == "step" else moved, slot) for name, slot in state.items()}
+            return {
+                name: _each(moved_count if name == "step" or self._counted(slot) else moved, slot)
+                for name, slot in state.items()
+            }
 
         params, buffers = _each(moved, self.params), _each(moved, self.buffers)
         return TrainState(params, buffers, moved_state(self.opt_state), moved_count(self.step))
+
+    def _counted(self, slot: Any) -> bool:
+        """Whether a part of the optimizer's state is a number for each parameter, whatever its shape."""
+        if not isinstance(slot, Mapping) or slot.keys() != self.params.keys():
+            return False
+        numbers = all(t is None or (isinstance(t, Tensor) and t.shape == self.step.shape) for t in slot.values())
+        return numbers and any(p.shape != self.step.shape for p in self.params.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dicts of detached tensors, which torch.save takes, and torch.load with weights_only=True.
@@ -218,6 +229,8 @@ class TrainState:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> "TrainState":
         """The state with the values of a state_dict, copied, in the dtypes and on the devices that this one has.
+
+        What the state of L-BFGS has grows with its steps: that is `TrainState(**state_dict)`.
 
         Raises:
             ValueError: a key is missing or one too many, or a tensor has another shape.
@@ -256,6 +269,9 @@ class TrainState:
         what = [f"the state has no {', '.join(missing)}"] * bool(missing)
         what += [f"the model has no {', '.join(unknown)}"] * bool(unknown)
         raise ValueError(f"{'; '.join(what)}; TrainState.create makes a state of all parameters and buffers of a model")
+
+
+torch.serialization.add_safe_globals([TrainState])  # torch.load takes it with weights_only=True
 
 
 def _each(function: Callable[..., Tensor], *trees: Any) -> Any:

@@ -23,9 +23,10 @@ ALL, ROW, COLUMN, MATRIX, WHOLE = (frozenset(axes) for axes in ("nab", "na", "nb
 
 # What a sum leaves of the axes of its summands.
 REDUCED = {"total_all": "nab", "total_rows": "b", "total_columns": "a", "total_units": "b"}
+SIZES = {f"size_{over}": REDUCED[f"total_{over}"] for over in ("all", "rows", "columns", "units")}
 
 # How many numbers there are with these axes, and which is the one at hand.
-LENGTH = {WHOLE: "1", MATRIX: "N", ROW: "N * A", COLUMN: "N * B"}
+LENGTH = {WHOLE: "1", MATRIX: "N", ROW: "N * A", COLUMN: "N * B", ALL: "size"}
 INDEX = {WHOLE: "0", MATRIX: "n", ROW: "r", COLUMN: "n * B + b"}
 
 # A pass takes so many elements of a vector as a row: a thread has several.
@@ -89,6 +90,7 @@ class Writer:
         self._depth: dict[int, int] = {}
         self._kept: list[Expression] = []  # so that no id is given twice
         self.sums: list[Expression] = []
+        self._over_what: set[str] = set()  # the sums there are, or sizes of such
         for result in equation.results:
             self._find(result)
         self.sums.sort(key=lambda value: self._depth[id(value)])
@@ -96,11 +98,11 @@ class Writer:
 
     def view(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """How many matrices, rows and columns a parameter of a shape is looked at as."""
-        over = {value.operation for value in self.sums}
+        over = self._over_what
         if over <= {"total_all"} and set(self.extents.values()) == {ALL}:
             return 1, -(-math.prod(shape) // CHUNK), CHUNK  # rows mean nothing: they are as long as is convenient
         if "total_units" in over:  # which are the rows then
-            return 1, shape[0], math.prod(shape[1:])
+            return 1, math.prod(shape[:1]), math.prod(shape[1:])
         *outer, rows, columns = (1,) * (2 - len(shape)) + tuple(shape)
         return math.prod(outer), rows, columns
 
@@ -115,9 +117,13 @@ class Writer:
             for part in value.parts:
                 self._find(part)
                 axes, depth = axes | self.axes(part), max(depth, self._depth.get(id(part), 0))
+        if value.operation in SIZES:
+            axes, depth = WHOLE, 0
+            self._over_what.add(value.operation.replace("size", "total"))
         if value.operation in REDUCED:
             axes, depth = axes - frozenset(REDUCED[value.operation]), depth + 1
             self.sums.append(value)
+            self._over_what.add(value.operation)
         self._axes[id(value)], self._depth[id(value)] = axes, depth
         self._kept.append(value)
 
@@ -315,14 +321,10 @@ class Levels(Statements):
         name = str(value.parts[0])
         if value.scalar:
             return name
-        compute = self.writer.compute
-        if name.startswith("size_"):
-            length = {"size_all": "size", "size_rows": "B", "size_units": "B", "size_columns": "A"}[name]
-            return f"{compute}({length} > 0 ? {length} : 1)"
         if name not in self._loaded:
             self._loaded.add(name)
             axes = self.writer.extents[name]
-            line = f"const {compute} {name} = number({name}_[{INDEX.get(axes, 'i')}]);"
+            line = f"const {self.writer.compute} {name} = number({name}_[{INDEX.get(axes, 'i')}]);"
             (self.row if axes == ROW else self.elements).append(line)
         return name
 
@@ -335,6 +337,12 @@ class Levels(Statements):
         return ("r", self.row) if axes <= ROW else ("t", self.elements)
 
     def _stated(self, value: Expression) -> str:
+        if value.operation in SIZES:
+            axes = self.writer.axes(value.parts[0])
+            length = "1"
+            if summed := axes & frozenset(SIZES[value.operation]):
+                length = LENGTH[axes] if "n" in summed else {"a": "A", "b": "B"}["".join(summed)]
+            return f"{self.writer.compute}({length} > 0 ? {length} : 1)"
         if value.operation not in REDUCED:
             return super()._stated(value)
         k, axes = self.writer.place[id(value)], self.writer.axes(value)

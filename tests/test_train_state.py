@@ -552,3 +552,37 @@ def test_a_model_that_a_state_does_not_fit_is_left_alone(model, state):
     with pytest.raises(ValueError, match=r"the state's first.weight has shape \(1, 4, 4\); the model has a tensor"):
         TrainState.stack([state]).load_into(model)
     assert_untouched(before)
+
+
+def test_numbers_in_the_state_keep_their_dtype():
+    """A product of momenta, or a rate, in bfloat16 would be another."""
+    model = nn.Linear(3, 2)
+    for opt, names in ((funcopt.nadam(), ["mu_product"]), (funcopt.asgd(), ["eta", "mu"])):
+        state = TrainState.create(model, opt)
+        state = state.update(opt, {n: torch.ones_like(p) for n, p in state.params.items()}, opt.hparams())
+        moved = state.to(torch.bfloat16)
+        for name in names:
+            assert all(torch.equal(moved.opt_state[name][n], v) for n, v in state.opt_state[name].items())
+            assert all(v.dtype == torch.float64 for v in moved.opt_state[name].values())
+        slots = [n for n in moved.opt_state if n not in ("step", *names)]
+        assert slots
+        assert all(t.dtype == torch.bfloat16 for n in slots for t in moved.opt_state[n].values())
+
+
+def test_it_is_saved_whole(tmp_path):
+    model, opt = nn.Linear(3, 2), funcopt.adamw()
+    state = TrainState.create(model, opt)
+    torch.save(state, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert isinstance(loaded, TrainState)
+    assert all(torch.equal(loaded.params[n], p) for n, p in state.params.items())
+
+
+def test_a_state_that_grows_is_made_of_its_state_dict():
+    model, opt = nn.Linear(3, 2), funcopt.lbfgs()
+    state = TrainState.create(model, opt)
+    loss = lambda params: sum(p.square().sum() for p in params.values())
+    grown = state.update(opt, funcopt.value_and_grad(loss), opt.hparams())
+    again = TrainState(**grown.state_dict())
+    one, other = (s.update(opt, funcopt.value_and_grad(loss), opt.hparams()).params for s in (grown, again))
+    assert all(torch.equal(one[n], other[n]) for n in one)

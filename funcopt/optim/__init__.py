@@ -7,7 +7,11 @@ accepted, refused together as there, and change nothing, but that `fused` keeps 
 All constructors raise ValueError for a number out of its range or a backend that cannot run here, with the reason, and
 TypeError for what is no number. All take parameters, (name, parameter) pairs, or dicts of groups, which may have
 numbers and flags of their own.
+
+`Optimizer`, `lr_scheduler` and `swa_utils` are torch.optim's own, here for scripts that take them from there.
 """
+
+from torch.optim import Optimizer, lr_scheduler, swa_utils
 
 from funcopt.batch_size import BatchSizeLRScheduler
 from funcopt.classes import from_pure
@@ -30,11 +34,14 @@ __all__ = [
     "BatchSizeLRScheduler",
     "Muon",
     "NAdam",
+    "Optimizer",
     "RAdam",
     "RMSprop",
     "Rprop",
     "SparseAdam",
     "from_pure",
+    "lr_scheduler",
+    "swa_utils",
 ]
 
 # By these names they are pickled and printed, wherever they stand.

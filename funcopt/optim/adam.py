@@ -23,7 +23,7 @@ class Adam(Adapter):
         eps: ≥ 0, added to the root of the second moment.
         weight_decay: L2 penalty ≥ 0.
         amsgrad: divide by the largest second moment so far.
-        foreach, fused: accepted, and without effect.
+        foreach, fused: accepted; fused keeps step counts on the parameters' device, and nothing else changes.
         maximize: go uphill.
         capturable: keep step counts on the parameters' device, so that a CUDA graph may capture the step.
         differentiable: let autograd through the step.
@@ -65,12 +65,12 @@ class Adam(Adapter):
     def _rule_of(self, group: Mapping[str, Any]) -> Rule:
         return (rules.adamw if group["decoupled_weight_decay"] else rules.adam).rule
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
-        super()._check_group(group)
-        tensors = [isinstance(beta, Tensor) for beta in group["betas"]]
-        if any(tensors) != all(tensors) or not all(isinstance(beta, float | Tensor) for beta in group["betas"]):
-            raise ValueError(f"betas must be either both floats or both Tensors; got {group['betas']!r}")
-        if any(tensors) and group.get("foreach") and not group.get("capturable"):
+    def _begin(self, given: Mapping[str, Any]) -> None:
+        super()._begin(given)
+        tensors = [isinstance(beta, Tensor) for beta in given["betas"]]
+        if any(tensors) != all(tensors) or not all(isinstance(beta, float | Tensor) for beta in given["betas"]):
+            raise ValueError(f"betas must be either both floats or both Tensors; got {given['betas']!r}")
+        if any(tensors) and given.get("foreach") and not given.get("capturable"):
             raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
 
 
@@ -85,7 +85,7 @@ class AdamW(Adam):
         weight_decay: decoupled decay ≥ 0; a step multiplies the weights by 1 - lr·weight_decay.
         amsgrad: divide by the largest second moment so far.
         maximize: go uphill.
-        foreach, fused: accepted, and without effect.
+        foreach, fused: accepted; fused keeps step counts on the parameters' device, and nothing else changes.
         capturable: keep step counts on the parameters' device, so that a CUDA graph may capture the step.
         differentiable: let autograd through the step.
         backend: "auto", "triton", "compile" or "eager", see `funcopt.backends`.

@@ -5,6 +5,7 @@ from torch.optim.optimizer import ParamsT
 
 from funcopt import rules
 from funcopt.adapter import Adapter
+from funcopt.core import State, Tree
 
 __all__ = ["Adadelta", "Adagrad", "RMSprop", "Rprop"]
 
@@ -57,7 +58,7 @@ class Adagrad(Adapter):
         weight_decay: L2 penalty ≥ 0; 0 for parameters with sparse gradients.
         initial_accumulator_value: what the sums of squares begin with, ≥ 0.
         eps: ≥ 0, added to the root of the sum.
-        foreach, fused: accepted, and without effect.
+        foreach, fused: accepted; fused keeps step counts on the parameters' device, and nothing else changes.
         maximize: go uphill.
         differentiable: let autograd through the step.
         backend: "auto", "triton", "compile" or "eager", see `funcopt.backends`.
@@ -82,10 +83,19 @@ class Adagrad(Adapter):
         backend: str = "auto",
     ) -> None:
         self._begin(locals())
+        self._fill()
+
+    def _fill(self) -> None:
+        """Make the state of parameters that have none; torch.optim's has it from the beginning too."""
         for group in self.param_groups:
             slots = self._slots(group)
             for p in group["params"]:
                 self.state[p].update(self._state_of(p, group, slots))
+
+    def load_pure(self, params: Tree, state: State) -> None:
+        """See `Adapter.load_pure`."""
+        super().load_pure(params, state)
+        self._fill()
 
     def share_memory(self) -> None:
         """Move the sums of squares to memory that processes share."""

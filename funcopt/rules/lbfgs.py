@@ -137,7 +137,6 @@ def minimize(
         old_f, old_g = f, g
         start = trial(0.0, f, g, d)
         if not start.slope <= -tolerance_change:
-            t = 0.0  # no step is taken, so the next call must not make a pair of it
             break
         if opt.line_search_fn is None:
             x = objective.moved(x, t, d)

@@ -61,7 +61,7 @@ def check(hparams, flags):
 
 
 def _is(number, test):
-    return isinstance(number, float) and test(number)
+    return isinstance(number, float | int) and test(number)
 
 
 sgd = rule(

@@ -41,6 +41,9 @@ def accumulate(opt: Any = None, every: int = 1, *, prefix: str = "") -> Any:
     `state["step"]` counts calls, and so does a schedule; the optimizer inside sees the number of its own steps. What is
     around the transform sees each gradient, what is inside it their mean: clip inside, skip what is not finite outside.
 
+    The sum is in the slot's dtype, a parameter's own or `opt.init`'s slot_dtype: bfloat16 is too short for one of many.
+    Calls are counted in float32, as steps in torch.optim, which has whole numbers up to 2²⁴ = 16,777,216.
+
     Args:
         opt: a pure optimizer; left out, the function that puts the transform around one is returned.
         every: how many gradients there are to a step, ≥ 1; `opt.hparams(accumulate_every=…)` overrules it.

@@ -37,7 +37,8 @@ def ema(opt: Any = None, decay: float = 0.999, *, prefix: str = "") -> Any:
     """The optimizer with an exponential moving average of the weights in its state, `state["ema"]`.
 
     The average begins with the weights before the first step, and that of a parameter without a gradient stays as it
-    is, like the rest of its state. `torch.func.functional_call(model, state["ema"], inputs)` evaluates with it, where
+    is, like the rest of its state. In bfloat16 it hardly moves, as torch.optim.swa_utils': `opt.init` takes
+    slot_dtype=torch.float32. `torch.func.functional_call(model, state["ema"], inputs)` evaluates with it, where
     params are a dict by name; a class's is in `optimizer.to_pure()[2]["ema"]`.
 
     Args:

@@ -32,7 +32,7 @@ class Layer:
             old one and the gradient that it saw, and of the layer's own slots.
         time: `(t, **hparams) -> t`, the number of the step as the optimizer inside sees it.
         takes: what `coefficients` takes too: "t", and numbers of the optimizer inside, such as "lr".
-        elementwise: whether these are functions of elements; if not, of whole tensors, and run by torch everywhere.
+        elementwise: whether these are functions of elements; if not, of whole tensors, see `funcopt.rule`.
         rows: whether functions of whole tensors make the same of those rows alone that a sparse gradient has.
         complex: whether parameters may be complex.
         ascent: from a scope, see `layered`, to an optimizer that goes uphill to where the gradient is to be taken; its
@@ -90,7 +90,10 @@ def layered(opt: Any, layer: Layer, prefix: str = "", scope: str = "", **default
         shared = [prefix + name for name in layer.hparams]
         return parts(lambda part, scope: layered(part, layer, prefix, scope, **defaults), shared)
     if not isinstance(opt, PureOptimizer):
-        raise TypeError(f"{layer.name} takes a pure optimizer, such as funcopt.adamw(); got a {type(opt).__name__}")
+        raise TypeError(
+            f"{layer.name} takes a pure optimizer, such as funcopt.adamw(), with an update equation, or a partition; "
+            f"got a {type(opt).__name__}"
+        )
     for name in layer.takes:
         if name != "t" and name not in opt.rule.hparams:
             raise TypeError(f"{layer.name} needs an optimizer with {name!r}; {opt.rule.name} has none")

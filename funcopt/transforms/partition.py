@@ -47,7 +47,10 @@ class Partition:
         return hash((*self.parts.items(), *self.shared))
 
     def __repr__(self) -> str:
-        return f"funcopt.partition({dict(self.parts)!r}, {self.labels!r})"
+        text = f"funcopt.partition({dict(self.parts)!r}, {self.labels!r})"
+        levels = [level for opt in self.active.values() for level in opt.rule.measures]
+        shared = any(name.startswith("shared") for level in levels for name in level)
+        return f"<{text}, with what is measured for it measured of all parts together>" if shared else text
 
     @property
     def active(self) -> dict[str, PureOptimizer]:
@@ -206,15 +209,16 @@ def partition(optimizers: Mapping[str, Any], labels: Any) -> Partition:
         if not isinstance(label, str) or not label.isidentifier():
             raise TypeError(f"a label is the beginning of a name, such as 'matrix'; got {label!r}")
         if opt is not None and not isinstance(opt, PureOptimizer):
-            raise TypeError(f"partition takes pure optimizers; {label!r} is a {type(opt).__name__}")
+            flat = "; give its optimizers labels of this one" if isinstance(opt, Partition) else ""
+            raise TypeError(f"partition takes pure optimizers; {label!r} is a {type(opt).__name__}{flat}")
     return Partition(dict(optimizers), labels)
 
 
-def masked(opt: PureOptimizer, mask: Any) -> Partition:
+def masked(opt: PureOptimizer | Partition, mask: Any) -> Partition:
     """The optimizer for some parameters; the others stay as they are, and have no state.
 
     Args:
-        opt: a pure optimizer.
+        opt: a pure optimizer, or a partition.
         mask: whether it is for a parameter: a tree of bools that is a prefix of params, or a function `params -> tree`.
 
     Raises:
@@ -223,11 +227,11 @@ def masked(opt: PureOptimizer, mask: Any) -> Partition:
     return _masked(opt, mask, True)
 
 
-def freeze(opt: PureOptimizer, frozen: Any) -> Partition:
+def freeze(opt: PureOptimizer | Partition, frozen: Any) -> Partition:
     """The optimizer, but for some parameters, which stay as they are, and have no state.
 
     Args:
-        opt: a pure optimizer.
+        opt: a pure optimizer, or a partition.
         frozen: whether a parameter is to stay: a tree of bools that is a prefix of params, or a function
             `params -> tree`.
 
@@ -237,24 +241,31 @@ def freeze(opt: PureOptimizer, frozen: Any) -> Partition:
     return _masked(opt, frozen, False)
 
 
-def _masked(opt: PureOptimizer, mask: Any, taken: bool) -> Partition:
-    labels = _Labels(mask, taken)
-    return partition({"updated": opt, "frozen": None}, labels if callable(mask) else labels.of(mask))
+def _masked(opt: PureOptimizer | Partition, mask: Any, taken: bool) -> Partition:
+    inner = opt if isinstance(opt, Partition) else partition({"updated": opt}, "updated")
+    if inner.parts.get("frozen") is not None:
+        raise TypeError(f"the label 'frozen' is of what stays as it is; {inner!r} has an optimizer of that label")
+    return replace(inner, parts={**inner.parts, "frozen": None}, labels=_Masked(inner.labels, mask, taken))
 
 
 @dataclass(frozen=True)
-class _Labels:
-    """The labels that a mask gives."""
+class _Masked:
+    """The labels of a partition, but "frozen" where a mask says so."""
 
+    labels: Any
     mask: Any
     taken: bool
 
     def __call__(self, params: Tree) -> Tree:
-        return self.of(self.mask(params))
-
-    def of(self, mask: Tree) -> Tree:
-        names = {self.taken: "updated", not self.taken: "frozen"}
-        return tree.map(lambda value: names[value] if isinstance(value, bool) else value, mask)
+        labels, mask = (
+            tree.broadcast(given(params) if callable(given) else given, params, name)
+            for name, given in (("labels", self.labels), ("mask", self.mask))
+        )
+        if wrong := [i for i, value in enumerate(mask) if not isinstance(value, bool)]:
+            path, value = tree.paths(params, "params")[wrong[0]], mask[wrong[0]]
+            raise ValueError(f"a mask has True or False for each parameter; for {path} it has {value!r}")
+        kept = [label if m is self.taken else "frozen" for label, m in zip(labels, mask, strict=True)]
+        return tree.unflatten(kept, tree.flatten(params)[1])
 
 
 def no_decay(model: torch.nn.Module, **decayed: Any) -> list[dict[str, Any]]:

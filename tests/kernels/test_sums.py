@@ -44,6 +44,18 @@ def by_unit(p, g, m, c):
     return p - c.lr * where(total(m * m) > 1, m / size(m), m), (m,)
 
 
+def means_of_means(p, g, m, c):
+    """Of tensors with any number of dimensions: what has no rows, or one of each, is its own mean."""
+    row, column = mean(g * p, "rows"), mean(g * g, "columns")
+    m = m + mean(row, "rows") + mean(mean(column, "columns"), "rows") + mean(row) + mean(column)
+    return p - c.lr * m * size(row) / (size(mean(g)) + size(column, "rows") + size(g)), (m,)
+
+
+def means_of_units(p, g, m, c):
+    unit = mean(g * p, "units")
+    return p - c.lr * (m + mean(unit, "units") + mean(unit)) / size(unit), (m + total(unit, "units"),)
+
+
 def made(update, name):
     return funcopt.rule(
         name,
@@ -56,12 +68,15 @@ def made(update, name):
 
 
 sums, units = made(per_tensor, "sums"), made(by_unit, "units")
+nested, nested_units = made(means_of_means, "nested"), made(means_of_units, "nested_units")
 adamw = funcopt.adamw
 OPTIMIZERS = {
     "adafactor": lambda backend: funcopt.adafactor(backend=backend),
     "adafactor maximize": lambda backend: funcopt.adafactor(maximize=True, backend=backend),
     "sums": lambda backend: sums(backend=backend),
     "units": lambda backend: units(backend=backend),
+    "nested": lambda backend: nested(backend=backend),
+    "nested units": lambda backend: nested_units(backend=backend),
     "clip_by_norm": lambda backend: funcopt.clip_by_norm(adamw(backend=backend), 0.5),
     "adaptive_clip": lambda backend: funcopt.adaptive_clip(adamw(backend=backend), 0.1),
     "centralize": lambda backend: funcopt.centralize(adamw(backend=backend)),
@@ -140,6 +155,18 @@ def test_by_hand():
     m = (g - g.mean()) * (1 + row).sqrt() + column / (1 + (column**2).sum()) + matrix / 3
     torch.testing.assert_close(state["buffer"], m, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(new, p - 0.1 * m / (1 + m.norm() + row.sum()), rtol=1e-14, atol=1e-14)
+
+
+def test_means_of_means_by_hand():
+    for shape in ((3, 4), (5,), ()):
+        p, g = drawn([shape, shape], torch.float64, 0)
+        for backend in ("compile", "eager"):
+            opt = nested(backend=backend)
+            new, _ = opt(p, g, opt.init(p), opt.hparams(lr=0.1))
+            x, y = (t.reshape((1,) * (2 - t.dim()) + tuple(t.shape)) for t in (g * p, g * g))
+            m = x.mean(1, keepdim=True) + y.mean() + x.mean() + y.mean()
+            step = 0.1 * m * len(x) / (1 + x.shape[1] + x.numel())
+            torch.testing.assert_close(new, (p - step).reshape(shape) if p.dim() else p - step[0, 0])
 
 
 def test_tensors_that_do_not_lie_row_after_row():

@@ -384,3 +384,39 @@ def test_numbers_and_flags_changed_during_training(name, kwargs, changes):
             follow(optimizer, params, [row[:5] for row in gradients(4, torch.float64, first=4 * part)])
         ends.append(snapshot(optimizer, params))
     check_same(*ends)
+
+
+def test_a_learning_rate_that_is_a_tensor_of_integers():
+    ours, theirs = (torch.ones(2, requires_grad=True) for _ in range(2))
+    for cls, p in ((funcopt.optim.SGD, ours), (torch.optim.SGD, theirs)):
+        optimizer = cls([p], lr=torch.tensor(1))
+        p.grad = torch.full((2,), 0.25)
+        optimizer.step()
+    assert torch.equal(ours, theirs)
+
+
+def test_betas_of_a_group_may_be_integers():
+    ours, theirs = (torch.ones(2, requires_grad=True) for _ in range(2))
+    for cls, p in ((funcopt.optim.Adam, ours), (torch.optim.Adam, theirs)):
+        optimizer = cls([{"params": [p], "betas": (0, 0.99)}])
+        p.grad = torch.full((2,), 0.25)
+        optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_what_scripts_take_from_torch_optim():
+    from funcopt import optim
+
+    p = torch.ones(2, requires_grad=True)
+    optimizer = optim.SGD([p], lr=1.0)
+    assert isinstance(optimizer, optim.Optimizer)
+    optim.lr_scheduler.StepLR(optimizer, 3)
+    assert optim.swa_utils.AveragedModel is torch.optim.swa_utils.AveragedModel
+
+
+def test_sgd_with_its_own_defaults_leaves_the_rows_of_sparse_gradients_alone():
+    optimizer = funcopt.optim.SGD([torch.ones(2, requires_grad=True)])
+    [group] = optimizer.param_groups
+    rule = optimizer._rule_of(group)
+    assert rule.rows(optimizer._numbers(rule, group))
+    assert not rule.rows({**optimizer._numbers(rule, group), "momentum": 0.9})

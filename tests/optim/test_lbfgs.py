@@ -426,25 +426,27 @@ def test_a_gradient_that_is_not_finite_leads_nowhere(bad, search):
     assert params[0].isfinite().all()
 
 
-def test_a_step_that_was_not_taken_makes_no_pair():
-    """Of two losses by turns, the first is at its least; the change of the gradient is no change along a step."""
-    p = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
-    optimizer = LBFGS([p], lr=0.25, max_iter=3)
+@by_search
+def test_an_objective_that_changes_between_calls(search):
+    """As of batch after batch, where a direction of the last objective may not go down, and no step is taken."""
+    ends = []
+    for cls in (LBFGS, torch.optim.LBFGS):
+        p = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        optimizer = cls([p], tolerance_change=1e-2, line_search_fn=search)
 
-    def closure(at):
-        optimizer.zero_grad()
-        value = (p - at).square().sum()
-        value.backward()
-        return value
+        def closure(at, p=p, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = ((p - at).square() * torch.tensor([1.0, 10.0])).sum() + (p - at).pow(4).sum()
+            value.backward()
+            return value
 
-    near = torch.tensor([1.0, 2.0 + 1e-5])
-    optimizer.step(lambda: closure(near))
-    assert torch.equal(p, torch.tensor([1.0, 2.0]))
-    assert optimizer.state[p]["n_iter"] == 1
-    optimizer.step(lambda: closure(near * 0.9))
-    # The only pair is of the one step since, of which y is 2s.
-    (y,), (s,) = (optimizer.state[p][name] for name in ("old_dirs", "old_stps"))
-    assert torch.allclose(y, 2 * s)
+        for at in (0.0, 0.0, 3.0, 3.0, -1.0):
+            optimizer.step(lambda at=at: closure(at))
+            ends.append((p.detach().clone(), float(optimizer.state[p]["t"]), optimizer.state[p]["n_iter"]))
+    for (ours, t, n), (theirs, their_t, their_n) in zip(ends[:5], ends[5:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        assert t == pytest.approx(their_t, rel=1e-9)
+        assert n == their_n
 
 
 @by_search

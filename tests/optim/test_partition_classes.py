@@ -441,3 +441,40 @@ def test_describe(capsys):
     assert [row["name"] for row in rows][-1] == "3.bias"
     assert rows[-1]["state_bytes"] == 0 < rows[0]["state_bytes"]
     assert "label=matrix" in capsys.readouterr().out
+
+
+def cycles(optimizer):
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+    seen = []
+    for _ in range(8):
+        optimizer.step()
+        scheduler.step()
+        seen.append([(group["label"], group.get("lr"), group.get("betas")) for group in optimizer.param_groups])
+    return seen
+
+
+def test_a_scheduler_that_changes_betas_too():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    plain = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(plain, max_lr=0.1, total_steps=9)
+    wanted = []
+    for _ in range(8):
+        plain.step()
+        scheduler.step()
+        wanted.append((plain.param_groups[0]["lr"], plain.param_groups[0]["betas"]))
+    first = lambda params: {name: name.startswith("0.") for name in params}
+    label = lambda params: {name: "a" if name.startswith("0.") else "b" for name in params}
+    frozen = funcopt.optim.from_pure(funcopt.freeze(funcopt.adamw(), first))(model.named_parameters())
+    parted = funcopt.partition({"a": funcopt.adamw(), "b": funcopt.adam(amsgrad=True)}, label)
+    for optimizer in (frozen, funcopt.optim.from_pure(parted)(model.named_parameters())):
+        for groups, own in zip(cycles(optimizer), wanted, strict=True):
+            assert [group[1:] for group in groups] == [own] * 2
+
+
+@pytest.mark.parametrize("given", [{"params": {torch.ones(1)}}, 3])
+def test_groups_that_are_none(given):
+    opt = funcopt.partition({"a": funcopt.sgd(), "b": None}, "a")
+    optimizer = funcopt.optim.from_pure(opt)([torch.ones(2, requires_grad=True)])
+    with pytest.raises(TypeError):
+        optimizer.add_param_group(given)
+    assert len(optimizer.param_groups) == 1

@@ -217,3 +217,45 @@ def test_a_slot_that_is_complex_and_its_parameter_not():
     optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"].to(torch.complex128)
     with pytest.raises(RuntimeError, match=r"parameter 0 of its group cannot be updated: its exp_avg .*complex128"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("lost", ["step", "exp_avg", "exp_avg_sq"])
+def test_a_state_that_is_there_in_part(lost):
+    """As torch.optim's classes, which fail with a KeyError; of two parameters neither has moved."""
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    optimizer = funcopt.optim.Adam(params, lr=0.1)
+    for p in params:
+        p.grad = torch.ones(2)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    del saved["state"][1][lost]
+    optimizer.load_state_dict(saved)
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(KeyError, match=f"parameter 1 of its group cannot be updated: its state has no {lost}, but"):
+        optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True))
+    del optimizer.state[params[1]]
+    optimizer.step()
+    assert optimizer.state[params[1]]["step"] == 1
+
+
+def test_the_state_of_another_optimizer():
+    params = [torch.ones(2, requires_grad=True)]
+    params[0].grad = torch.ones(2)
+    other = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+    other.step()
+    optimizer = funcopt.optim.AdamW(params)
+    optimizer.load_state_dict(other.state_dict())
+    with pytest.raises(KeyError, match="no step, exp_avg, exp_avg_sq, but momentum_buffer"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_a_parameter_of_which_elements_share_memory(backend):
+    params = [torch.zeros(3, requires_grad=True), torch.zeros(1).expand(3).requires_grad_()]
+    optimizer = funcopt.optim.SGD(params, lr=1.0, backend=backend)
+    for p in params:
+        p.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match=r"parameter 1 of its group .* elements of it share memory"):
+        optimizer.step()
+    assert not params[0].any()

@@ -343,3 +343,19 @@ def test_what_comes_back_in_other_dtypes_is_kept_in_the_optimizers_own():
     assert {t.dtype for t in (p, *optimizer.state[p].values())} == {torch.float32}
     assert torch.equal(p, params[0].float())
     assert optimizer.state[p]["step"] == 2
+
+
+def test_a_state_that_was_changed_before_the_first_step():
+    p = torch.ones(2, requires_grad=True)
+    for optimizer in (funcopt.optim.Adagrad([p], lr=0.1), funcopt.optim.Adam([p], lr=0.1)):
+        slot = "sum" if isinstance(optimizer, funcopt.optim.Adagrad) else "exp_avg_sq"
+        _, params, state, _ = optimizer.to_pure()
+        optimizer.load_pure(params, state)
+        assert len(optimizer.state) == (slot == "sum")
+        state[slot] = [torch.full((2,), 5.0)]
+        optimizer.load_pure(params, state)
+        assert torch.equal(optimizer.to_pure()[2][slot][0], torch.full((2,), 5.0))
+    optimizer = funcopt.optim.Adagrad([p])
+    optimizer.load_pure(*optimizer.to_pure()[1:3])
+    optimizer.share_memory()
+    assert optimizer.state[p]["sum"].is_shared()

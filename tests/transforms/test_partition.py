@@ -275,7 +275,7 @@ REFUSED = {
     "a mask of numbers": (
         lambda: funcopt.masked(funcopt.sgd(), 1).init(torch.ones(2)),
         ValueError,
-        "has the label 1; the labels are 'updated', 'frozen'",
+        "a mask has True or False for each parameter; for params it has 1",
     ),
     "hparams of another": (
         lambda: OPT(draw(0), draw(1), OPT.init(draw(0)), {**OPT.hparams(), "lr": 0.1}),
@@ -379,3 +379,27 @@ def test_a_batch_of_runs():
     got = torch.vmap(run)(scales)
     for k in range(3):
         close(pytree.tree_map(lambda t, k=k: t[k], got), run(scales[k]))
+
+
+@pytest.mark.parametrize("mask", [{"a": True, "b": False, "c": False}, lambda params: {n: n == "a" for n in params}])
+def test_part_of_a_partition_is_frozen(mask):
+    labels = lambda params: {name: "one" if name in "ab" else "two" for name in params}
+    parts = {"one": funcopt.sgd(), "two": funcopt.sgd()}
+    whole = funcopt.clip_by_global_norm(funcopt.partition(parts, labels), 1e6)
+    p, g = {name: torch.ones(2) for name in "abc"}, {name: torch.ones(2) for name in "abc"}
+    for opt, still in ((funcopt.freeze(whole, mask), "a"), (funcopt.masked(whole, mask), "bc")):
+        hparams = opt.hparams(one_lr=0.5, two_lr=0.25)
+        new, state = opt(p, g, opt.init(p, hparams), hparams)
+        for name, rate in (("a", 0.5), ("b", 0.5), ("c", 0.25)):
+            assert torch.equal(new[name], torch.full((2,), 1.0 if name in still else 1 - rate))
+            assert (state["step"][name] is None) == (name in still)
+    with pytest.raises(TypeError, match="has an optimizer of that label"):
+        funcopt.freeze(funcopt.partition({"frozen": funcopt.sgd()}, "frozen"), False)
+    with pytest.raises(TypeError, match="'a' is a Partition; give its optimizers labels of this one"):
+        funcopt.partition({"a": whole}, "a")
+
+
+def test_what_is_measured_of_all_parts_is_told():
+    opt = funcopt.partition({"a": funcopt.sgd(), "b": funcopt.sgd()}, "a")
+    assert repr(funcopt.clip_by_global_norm(opt, 1.0)).endswith("measured of all parts together>")
+    assert not repr(funcopt.ema(opt)).endswith(">")
