@@ -68,7 +68,7 @@ class Adapter(torch.optim.Optimizer):
         defaults = {n: value for n, value in given.items() if n not in ("self", "params", "backend", "__class__")}
         self._backend = backends.check_name(given["backend"])
         self._stepper = Stepper(self)
-        self._check_group(defaults)
+        self._check_defaults(defaults)
         super().__init__(given["params"], defaults)
 
     def _rule_of(self, group: Mapping[str, Any]) -> Rule:
@@ -106,6 +106,10 @@ class Adapter(torch.optim.Optimizer):
             backends.check(self._backend, p.device)
         if isinstance(p, Tensor) and rule.check_param is not None and (problem := rule.check_param(p)):
             raise ValueError(problem)
+
+    def _check_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Raise TypeError, ValueError or RuntimeError for what the constructor was given beside parameters."""
+        self._check_group(defaults)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         pure = self._pure(group)

@@ -103,11 +103,9 @@ class Parted(Adapter):
     def _label(self, group: Mapping[str, Any]) -> str | None:
         return str(group["label"])
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
-        if "label" in group:
-            super()._check_group(group)
-        else:  # the constructor's numbers
-            self._partition.hparams(**{n: value for n, value in group.items() if n in self._partition.hparams()})
+    def _check_defaults(self, defaults: Mapping[str, Any]) -> None:
+        numbers = self._partition.numbers
+        self._partition.hparams(**{name: value for name, value in defaults.items() if name in numbers})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as a group for each label.

@@ -65,12 +65,13 @@ class Adam(Adapter):
     def _rule_of(self, group: Mapping[str, Any]) -> Rule:
         return (rules.adamw if group["decoupled_weight_decay"] else rules.adam).rule
 
-    def _begin(self, given: Mapping[str, Any]) -> None:
-        super()._begin(given)
-        tensors = [isinstance(beta, Tensor) for beta in given["betas"]]
-        if any(tensors) != all(tensors) or not all(isinstance(beta, float | Tensor) for beta in given["betas"]):
-            raise ValueError(f"betas must be either both floats or both Tensors; got {given['betas']!r}")
-        if any(tensors) and given.get("foreach") and not given.get("capturable"):
+    def _check_defaults(self, defaults: Mapping[str, Any]) -> None:
+        super()._check_defaults(defaults)
+        betas = defaults["betas"]
+        tensors = [isinstance(beta, Tensor) for beta in betas]
+        if any(tensors) != all(tensors) or not all(isinstance(beta, float | Tensor) for beta in betas):
+            raise ValueError(f"betas must be either both floats or both Tensors; got {betas!r}")
+        if any(tensors) and defaults.get("foreach") and not defaults.get("capturable"):
             raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
 
 
