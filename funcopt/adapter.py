@@ -239,6 +239,19 @@ class Adapter(torch.optim.Optimizer):
                 state[slot.name] = slot.first(begin, self._numbers(rule, group), device=device)
         return state
 
+    def _check_whole(self, group: Mapping[str, Any], p: Tensor) -> None:
+        """Raise KeyError where a state lacks what it always has; what transforms and flags add may be new."""
+        own, rule = self.state.get(p, {}), self._rule_of(group)
+        if not own or rule.layers:
+            return
+        always = [slot.name for slot in rule.slots if slot.when is None and slot.shape_for(p) is not None]
+        if lost := [name for name in [*["step"] * self._counts, *always] if name not in own]:
+            raise KeyError(
+                f"parameter {self._stepper.name(group, p)} cannot be updated: its state has no {', '.join(lost)}, but "
+                f"{', '.join(map(str, own))}; load a whole state_dict, or begin anew with a parameter whose state is "
+                "empty"
+            )
+
     def _counted(self, count: Tensor) -> Any:
         """A step count as the state has it."""
         return count

@@ -102,8 +102,7 @@ def load_pure(optimizer: Any, params: Tree, state: State) -> None:
                 optimizer.state.pop(p, None)
             before = optimizer._state_of(p, groups[i], kept[i])
             new_state = {name: slots[name][i] for name in kept[i] if slots[name][i] is not None}
-            begun = any(not torch.equal(before[n], value.to(before[n])) for n, value in new_state.items())
-            if counts[i] == 0 and not begun:
+            if counts[i] == 0 and all(torch.equal(before[n], t.to(before[n])) for n, t in new_state.items()):
                 continue  # as before the first step, when there is nothing yet
             new_state = {name: before[name].copy_(value) for name, value in new_state.items()}
             if optimizer._counts:

@@ -229,33 +229,25 @@ class Stepper:
 
     def _check(self, group: Mapping[str, Any]) -> None:
         """Raise RuntimeError where a gradient or a state is not as its parameter is, or no kernel can be made for them;
-        KeyError where a state is there in part. What a flag, a number or a transform adds may be missing.
+        KeyError where a state is there in part.
 
         Nothing is changed by then.
         """
         rule, slots = self.optimizer._rule_of(group), self.optimizer._slots(group)
         params = self._updated(group)
         shaped = {slot.name: slot for slot in rule.tensors if slot.name in slots}
-        always = [] if rule.layers else [slot for slot in rule.slots if slot.when is None]
-        counted = self.optimizer._counts and not rule.layers
         for p in params:
             self._check_kind(group, p)
             if memory.folded(p):
                 raise RuntimeError(
-                    f"parameter {self._name(group, p)} cannot be updated: elements of it share memory, as those of "
+                    f"parameter {self.name(group, p)} cannot be updated: elements of it share memory, as those of "
                     "a tensor that was expanded do; make it contiguous"
                 )
             assert p.grad is not None
             if not _fits(p.grad, p, tuple(p.shape)) and not (_sparse(p.grad) and p.grad.shape == p.shape):
                 raise RuntimeError(self._misfit(group, p, "grad", p.grad))
             own = self.optimizer.state.get(p, {})
-            needed = [*(["step"] if counted else []), *(slot.name for slot in always if slot.shape_for(p) is not None)]
-            if own and (lost := [name for name in needed if name not in own]):
-                raise KeyError(
-                    f"parameter {self._name(group, p)} cannot be updated: its state has no {', '.join(lost)}, but "
-                    f"{', '.join(map(str, own))}; load a whole state_dict, or begin anew with a parameter whose state "
-                    "is empty"
-                )
+            self.optimizer._check_whole(group, p)
             for name, slot in shaped.items():
                 if own.get(name) is not None and not _fits(own[name], p, slot.shape_for(p)):
                     raise RuntimeError(self._misfit(group, p, name, own[name]))
@@ -271,36 +263,37 @@ class Stepper:
         if group.get("fused") and not (p.is_floating_point() and p.device.type in FUSED):
             raise RuntimeError(
                 "`fused=True` requires all the params to be floating point Tensors of supported devices: "
-                f"{', '.join(FUSED)}; parameter {self._name(group, p)} is {p.dtype} on {p.device}"
+                f"{', '.join(FUSED)}; parameter {self.name(group, p)} is {p.dtype} on {p.device}"
             )
         if p.is_complex() and not rule.complex:
-            raise RuntimeError(f"{name} does not support complex parameters; parameter {self._name(group, p)} is one")
+            raise RuntimeError(f"{name} does not support complex parameters; parameter {self.name(group, p)} is one")
         if not _sparse(p.grad):
             if not self.optimizer._dense:
                 raise RuntimeError(
                     f"{name} does not support dense gradients, please consider Adam instead; parameter "
-                    f"{self._name(group, p)} has one"
+                    f"{self.name(group, p)} has one"
                 )
             return
         if rule.rows is None:
             raise RuntimeError(
-                f"{name} does not support sparse gradients; parameter {self._name(group, p)} has one: consider "
+                f"{name} does not support sparse gradients; parameter {self.name(group, p)} has one: consider "
                 "SparseAdam, SGD or Adagrad, without transforms that need all elements, or make it dense"
             )
         if _as_float("weight_decay", self.optimizer._numbers(rule, group).get("weight_decay", 0.0)) != 0:
             raise RuntimeError(
                 "weight_decay option is not compatible with sparse gradients; parameter "
-                f"{self._name(group, p)} has one: put it in a group with weight_decay=0"
+                f"{self.name(group, p)} has one: put it in a group with weight_decay=0"
             )
 
     def _misfit(self, group: Mapping[str, Any], p: Tensor, name: str, t: Tensor) -> str:
         return (
-            f"parameter {self._name(group, p)} cannot be updated: its {name} is {t.dtype} of shape {tuple(t.shape)} on "
+            f"parameter {self.name(group, p)} cannot be updated: its {name} is {t.dtype} of shape {tuple(t.shape)} on "
             f"{t.device}, and the parameter {p.dtype} of shape {tuple(p.shape)} on {p.device}; all must be "
             "floating-point or all complex, of one shape, and in one place"
         )
 
-    def _name(self, group: Mapping[str, Any], p: Tensor) -> str:
+    def name(self, group: Mapping[str, Any], p: Tensor) -> str:
+        """What errors call a parameter."""
         return _names(group)[next(i for i, own in enumerate(group["params"]) if own is p)]
 
     # ---- flat storage -----------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ def _leaves(optimizer: Any, group: Mapping[str, Any]) -> tuple[Rule, tuple[Any, 
     numbers = optimizer._numbers(rule, group)
     used = rule.slots_for(numbers, opt.flags)
     params = [p for p in group["params"] if p.grad is not None]
+    for p in params:
+        optimizer._check_whole(group, p)
     states: list[Any] = [optimizer.state.get(p, {}) for p in params]
 
     def count(p: Tensor, own: Mapping[str, Any]) -> Tensor:

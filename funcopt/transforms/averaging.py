@@ -77,6 +77,8 @@ slow = Layer(
 def lookahead(opt: Any = None, k: int = 5, alpha: float = 0.5, *, prefix: str = "") -> Any:
     """The optimizer, whose weights are pulled back, every k steps, towards weights that follow slowly.
 
+    Steps are counted in float32, as in torch.optim, which has whole numbers up to 2²⁴ = 16,777,216.
+
     Args:
         opt: a pure optimizer; left out, the function that puts the transform around one is returned.
         k: how many steps there are between two pulls, ≥ 1; `opt.hparams(lookahead_k=…)` overrules it.

@@ -119,3 +119,15 @@ def test_forward_backward_and_step_in_one_graph(name, set_to_none):
         assert counter.frame_count <= 3
         ends.append([seen(optimizer, list(net.parameters())) | {"losses": torch.stack(losses)}])
     check_near(*ends, FLOAT64)
+
+
+def test_a_state_that_is_there_in_part():
+    p = torch.ones(2, requires_grad=True)
+    p.grad = torch.ones(2)
+    optimizer = OURS["Adam"]([p])
+    optimizer.step()
+    del optimizer.state[p]["exp_avg_sq"]
+    before = p.detach().clone()
+    with pytest.raises(KeyError, match="its state has no exp_avg_sq, but"):
+        torch.compile(optimizer.step, backend="eager")()
+    assert torch.equal(p, before)
